@@ -1,0 +1,199 @@
+"""The contract of every fast-weight language model, and the records that cross it.
+
+A fast-weight model keeps its context in a state of fixed size. Three things follow, and the rest of
+the project rests on them: the state after any number of tokens can be had from one pass (a *trail*),
+many continuations can start from it (*forks*), and decoding needs constant memory.
+
+Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` forks per position, ``L``
+fork tokens, ``R`` rows of a state, ``D`` model width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from refine_pl.backbones.head import VocabHead
+
+
+@dataclass(frozen=True, slots=True)
+class Forks:
+    """Continuations that are read from inside the sequences of the same forward."""
+
+    positions: Tensor  # [B, S] int64, tokens of the prefix that each fork continues
+    tokens: Tensor  # [B, S, N, L] int64
+    valid: Tensor  # [B, S] bool; where False the result holds anything, and gets no gradient
+
+
+class LayerState(ABC):
+    """What one layer carries from token to token, for ``R`` rows. Never changed in place."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Self:
+        """The rows ``rows [M]`` int64."""
+
+    @abstractmethod
+    def fork(self, n: int) -> Self:
+        """Every row ``n`` times, one after the other, sharing what the copies have in common."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor that is held."""
+
+    @abstractmethod
+    def detach(self) -> Self:
+        """The same values without their history."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of a whole model after ``num_tokens`` tokens of each of ``R`` rows.
+
+    Differentiable if the forward that made it was. The update never detaches it.
+    """
+
+    layers: tuple[LayerState, ...]
+    num_tokens: Tensor  # [R] int64
+
+    def select(self, rows: Tensor) -> State:
+        """The rows ``rows [M]`` int64."""
+        layers = tuple(layer.select(rows) for layer in self.layers)
+        return State(layers, self.num_tokens[rows])
+
+    def fork(self, n: int) -> State:
+        """Every row ``n`` times (``R * n`` rows), sharing the prefix's state between the copies."""
+        layers = tuple(layer.fork(n) for layer in self.layers)
+        return State(layers, self.num_tokens.repeat_interleave(n))
+
+    def repeat(self, n: int) -> State:
+        """Every row ``n`` times (``R * n`` rows) as copies that share nothing."""
+        rows = torch.arange(len(self.num_tokens), device=self.num_tokens.device)
+        return self.select(rows.repeat_interleave(n))
+
+    def detach(self) -> State:
+        """The same values without their history."""
+        return State(tuple(layer.detach() for layer in self.layers), self.num_tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for la in self.layers for t in la.tensors())
+
+
+class LayerTrail(ABC):
+    """What one layer keeps of a forward, so that its state at any position can be had."""
+
+    @abstractmethod
+    def at(self, positions: Tensor) -> LayerState:
+        """The state after ``positions [B, S]`` tokens, rows flattened to ``B * S``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateTrail:
+    """What a forward keeps, so that the state after any number of its tokens can be had."""
+
+    layers: tuple[LayerTrail, ...]
+    num_tokens: Tensor  # [B] int64, tokens before this forward's first one
+
+    def at(self, positions: Tensor) -> State:
+        """The exact state after ``positions [B, S]`` tokens, rows flattened to ``B * S``."""
+        layers = tuple(layer.at(positions) for layer in self.layers)
+        return State(layers, (self.num_tokens[:, None] + positions).flatten())
+
+
+@dataclass(frozen=True, slots=True)
+class LMOutput:
+    """What a forward returns."""
+
+    hidden: Tensor  # [B, T, D] after the final norm, the input of the head
+    state: State  # after each row's own num_tokens
+    fork_hidden: Tensor | None = None  # [B, S, N, L, D] if forks were given
+    trail: StateTrail | None = None  # if keep_trail
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """How the flat rows ``[M, D]`` that run through the layers are made up.
+
+    The first ``batch * length`` rows are the sequences; the fork tokens follow. Everything that
+    works on single tokens (norms, projections, MLP) runs over all of them at once.
+    """
+
+    batch: int  # B
+    length: int  # T
+    num_tokens: Tensor  # [B] int64
+    forks: Forks | None = None
+
+    @property
+    def num_main(self) -> int:
+        """Rows of the sequences, ``B * T``."""
+        return self.batch * self.length
+
+    @property
+    def ragged(self) -> bool:
+        """Whether any row is padded. Reads one number from the device."""
+        return bool((self.num_tokens < self.length).any())
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``rows [M, ...]`` as the sequences ``[B, T, ...]`` and the forks ``[B*S*N, L, ...]``."""
+        main = rows[: self.num_main].unflatten(0, (self.batch, self.length))
+        if self.forks is None:
+            return main, None
+        length = self.forks.tokens.shape[-1]
+        return main, rows[self.num_main :].unflatten(0, (-1, length))
+
+    def join(self, main: Tensor, fork: Tensor | None) -> Tensor:
+        """The inverse of :meth:`split`."""
+        if fork is None:
+            return main.flatten(0, 1)
+        return torch.cat([main.flatten(0, 1), fork.flatten(0, 1)])
+
+    def without_forks(self) -> TokenLayout:
+        """The same sequences, no forks."""
+        return replace(self, forks=None)
+
+
+class FastWeightLM(nn.Module, ABC):
+    """A language model whose context is a state of fixed size.
+
+    Everything goes through :meth:`forward` and through :attr:`head`'s own forward, because the
+    hooks of sharded training fire only there.
+    """
+
+    vocab_size: int
+    hidden_size: int
+
+    @property
+    @abstractmethod
+    def head(self) -> VocabHead:
+        """The output layer, a module of its own."""
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens: Tensor,
+        num_tokens: Tensor | None = None,
+        *,
+        state: State | None = None,
+        forks: Forks | None = None,
+        keep_trail: bool = False,
+    ) -> LMOutput:
+        """Read tokens.
+
+        Args:
+            tokens: ``[B, T]`` int64, padded on the right.
+            num_tokens: ``[B]`` real tokens of each row, all of them if left out. What lies behind
+                them changes nothing.
+            state: what the rows continue, of ``B`` rows; an empty context if left out.
+            forks: continuations to read from inside the rows.
+            keep_trail: keep what :meth:`StateTrail.at` needs.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The configuration fields under their published names, ``model_type`` among them."""

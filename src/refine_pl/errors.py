@@ -1,0 +1,65 @@
+"""Errors that a person can act on: what is wrong, where, what is allowed, and the way out.
+
+The command line prints a :class:`UserError` in a few lines and leaves with exit code 2, without a
+traceback. Everything else that escapes is a fault of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that the user gave cannot be used.
+
+    Args:
+        what: one sentence that says what is wrong, with the offending value.
+        where: the file, key, row or line that it was found in.
+        allowed: the rule or the values that are allowed.
+        way_out: what to type or change instead.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        allowed: str | None = None,
+        way_out: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.allowed = allowed
+        self.way_out = way_out
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The message as it is shown, one line for each part that is known."""
+        lines = [self.what]
+        for label, text in (
+            ("where", self.where),
+            ("allowed", self.allowed),
+            ("way out", self.way_out),
+        ):
+            if text:
+                lines.append(f"  {label + ':':<9}{text}")
+        return "\n".join(lines)
+
+
+class ConfigError(UserError):
+    """A configuration or an argument is wrong."""
+
+
+class DataError(UserError):
+    """A corpus, a row or a tokenizer cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint does not fit what it is loaded into."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that is spelt most like ``name``, or ``None`` if none comes close."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return found[0] if found else None

@@ -1,0 +1,100 @@
+"""The records that pass between the steps of the algorithm.
+
+Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence (one per segment), ``N``
+rollouts per position, ``L`` rollout tokens, ``D`` model width. Sequences are padded on the right;
+what lies behind ``num_tokens`` is never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from refine_pl.backbones.base import StateTrail
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """How many rollouts are drawn, and how long they are. A schedule may change it during a run."""
+
+    num_segments: int  # S
+    rollouts_per_position: int  # N
+    rollout_length: int  # L, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences of token ids, padded on the right."""
+
+    tokens: Tensor  # [B, T] int64
+    num_tokens: Tensor  # [B] int64, real tokens of each row
+    rows: tuple[int, ...]  # B numbers that name the rows within one update, over all ranks
+    documents: tuple[str, ...] = field(default=())  # B names, for people
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def narrow(self, start: int, stop: int) -> Batch:
+        """Rows ``start`` to ``stop - 1``."""
+        return Batch(
+            self.tokens[start:stop],
+            self.num_tokens[start:stop],
+            self.rows[start:stop],
+            self.documents[start:stop],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """What one pass over the sequences leaves behind for the steps after it."""
+
+    hidden: Tensor  # [B, T, D] after the final norm, the input of the head
+    entropy: Tensor  # [B, T] float32, nats; [b, t] belongs to the token after x[0..t]
+    trail: StateTrail  # gives the state after any number of tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where rollouts start. A position is the index of the first rollout token."""
+
+    index: Tensor  # [B, S] int64; the prefix is x[0 .. index-1]
+    valid: Tensor  # [B, S] bool; False where a row had no legal candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """Sampled continuations beside the true ones. Entries that are not ``valid`` hold anything."""
+
+    positions: Positions
+    tokens: Tensor  # [B, S, N, L] int64, sampled
+    targets: Tensor  # [B, S, L] int64, the true continuation
+    logprobs: Tensor  # [B, S, N, L] float32, of the sampled tokens when they were sampled
+    hidden: Tensor  # [B, S, N, L, D] final hidden state after reading each rollout token
+    target_hidden: Tensor  # [B, S, L, D] final hidden state after reading each target token
+    target_logprobs: Tensor
+    # [B, S, N, L] float32: target token j after the prefix and the rollout's own first j-1 tokens
+
+    @property
+    def valid(self) -> Tensor:
+        """``[B, S]`` bool."""
+        return self.positions.valid
+
+    @property
+    def old_logprobs(self) -> Tensor:
+        """``[B, S, N, L]``: the log-probabilities when the tokens were sampled."""
+        return self.logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One batch with its rollouts, judged: all that the update needs."""
+
+    batch: Batch
+    rollouts: Rollouts
+    reward_parts: dict[str, Tensor]  # each [B, S, N] float32, before its weight
+    rewards: Tensor  # [B, S, N] float32, the weighted sum
+    advantages: Tensor  # [B, S, N] float32
+    entropy: Tensor  # [B, T] float32, nats, of the policy that drew the rollouts

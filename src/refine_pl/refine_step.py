@@ -1,0 +1,160 @@
+"""The ReFINE update: prefill, positions, rollouts, rewards, advantages, loss.
+
+This file is the whole algorithm (paper, section 3). Each step is a part from its own folder; what
+passes between them is described in ``records.py``. Nothing here steps an optimizer or logs:
+``module.py`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from refine_pl.advantages.base import AdvantageEstimator
+from refine_pl.backbones.base import FastWeightLM
+from refine_pl.losses import ClippedPolicy, kl_to_reference, ntp_targets
+from refine_pl.randomness import RowRandom
+from refine_pl.records import Batch, Experience, Prefill, RolloutPlan
+from refine_pl.rewards.base import Reward
+from refine_pl.rewards.weighted_sum import WeightedSum
+from refine_pl.rollouts.base import RolloutGenerator
+from refine_pl.selectors.base import PositionSelector
+from refine_pl.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """``loss = ntp_weight * NTP + policy_weight * policy + kl_weight * KL``."""
+
+    ntp_weight: float = 1.0
+    policy_weight: float = 0.2
+    kl_weight: float = 0.0
+
+    @property
+    def needs_rollouts(self) -> bool:
+        """Without a policy or KL term the update is plain NTP training, and nothing is drawn."""
+        return self.policy_weight != 0 or self.kl_weight != 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the sums of one optimizer step are divided by, over its micro-batches and ranks."""
+
+    ntp_tokens: float
+    rollout_tokens: float
+
+
+class RefineStep(nn.Module):
+    """The parts of the algorithm, and the order they are called in.
+
+    Args:
+        selector: where rollouts start.
+        generator: how they are drawn, and read again in the update.
+        rewards: how good they are; a dict of named rewards is summed by their weights.
+        advantage: who is compared with whom.
+        policy_loss: what the update does with the advantages.
+    """
+
+    def __init__(
+        self,
+        selector: PositionSelector,
+        generator: RolloutGenerator,
+        rewards: Mapping[str, Reward],
+        advantage: AdvantageEstimator,
+        policy_loss: ClippedPolicy,
+    ) -> None:
+        super().__init__()
+        self.selector = selector
+        self.generator = generator
+        self.reward = WeightedSum(rewards)
+        self.advantage = advantage
+        self.policy_loss = policy_loss
+
+    @torch.no_grad()
+    def draw(
+        self,
+        policy: FastWeightLM,
+        batch: Batch,
+        plan: RolloutPlan,
+        generator: RowRandom,
+        stopwatch: Stopwatch,
+    ) -> Experience:
+        """Steps 1 to 5: everything that happens under the policy as it is now."""
+        with stopwatch("prefill"):
+            prefill = self.prefill(policy, batch)
+        with stopwatch("select"):
+            positions = self.selector.select(prefill.entropy, batch.num_tokens, plan, generator)
+        with stopwatch("rollout"):
+            rollouts = self.generator.generate(policy, prefill, batch, positions, plan, generator)
+        with stopwatch("reward"):
+            rewards, parts = self.reward.score_parts(rollouts)
+            advantages = self.advantage.estimate(rewards, rollouts.valid)
+        return Experience(batch, rollouts, parts, rewards, advantages, prefill.entropy)
+
+    @torch.no_grad()
+    def prefill(self, policy: FastWeightLM, batch: Batch) -> Prefill:
+        """Step 1: one pass over the sequences, and the entropy of every next token."""
+        output = policy(batch.tokens, batch.num_tokens, keep_trail=True)
+        assert output.trail is not None
+        stats = policy.head(output.hidden.flatten(0, 1), entropy=True)
+        return Prefill(output.hidden, stats.entropy.view(batch.tokens.shape), output.trail)
+
+    def loss(
+        self,
+        policy: FastWeightLM,
+        experience: Experience | Batch,
+        counts: Counts,
+        weights: LossWeights,
+        reference: FastWeightLM | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Step 6: this micro-batch's share of the loss, and sums for the log.
+
+        Args:
+            policy: the model being optimised.
+            experience: rollouts with their advantages, or a bare batch for plain NTP training.
+            counts: what the sums are divided by.
+            weights: of the terms.
+            reference: the frozen model that the KL term compares with.
+
+        Returns:
+            The loss, a scalar with gradients, and detached sums over NTP tokens (``ntp_loss``) and
+            over rollout tokens (all others).
+        """
+        batch = experience if isinstance(experience, Batch) else experience.batch
+        if isinstance(experience, Batch):
+            hidden = policy(batch.tokens, batch.num_tokens).hidden
+        else:
+            rollouts = experience.rollouts
+            hidden, rollout_hidden = self.generator.replay(
+                policy, batch, rollouts.positions, rollouts.tokens
+            )
+        ntp_sum = -policy.head(hidden.flatten(0, 1), ntp_targets(batch).flatten()).logprob.sum()
+        loss = weights.ntp_weight * ntp_sum / counts.ntp_tokens
+        sums = {"ntp_loss": ntp_sum.detach()}
+        if isinstance(experience, Batch):
+            return loss, sums
+
+        tokens = rollouts.tokens
+        stats = policy.head(rollout_hidden.flatten(0, -2), tokens.flatten(), entropy=True)
+        logprobs = stats.logprob.view(tokens.shape)
+        loss_mask = rollouts.valid[:, :, None, None].expand(tokens.shape)
+        policy_sum, policy_sums = self.policy_loss(
+            logprobs, rollouts.old_logprobs, experience.advantages[..., None], loss_mask
+        )
+        loss = loss + weights.policy_weight * policy_sum / counts.rollout_tokens
+        sums |= policy_sums | {"entropy": (stats.entropy.view(tokens.shape) * loss_mask).sum()}
+        if reference is not None and weights.kl_weight != 0:
+            with torch.no_grad():
+                _, reference_hidden = self.generator.replay(
+                    reference, batch, rollouts.positions, tokens
+                )
+                reference_logprobs = reference.head(
+                    reference_hidden.flatten(0, -2), tokens.flatten()
+                ).logprob.view(tokens.shape)
+            kl_sum = kl_to_reference(logprobs, reference_logprobs, loss_mask)
+            loss = loss + weights.kl_weight * kl_sum / counts.rollout_tokens
+            sums["kl"] = kl_sum.detach()
+        return loss, {name: value.detach() for name, value in sums.items()}

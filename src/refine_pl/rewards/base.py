@@ -1,0 +1,44 @@
+"""A reward turns each rollout into one number."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from refine_pl.errors import ConfigError
+from refine_pl.records import Rollouts
+
+
+class Reward(nn.Module, ABC):
+    """Scores rollouts against the true text.
+
+    A reward of your own is a subclass with one method, :meth:`score`, in a file of the folder you
+    start ``refine-pl`` from; name it in YAML as ``class_path: my_rewards.MyReward``.
+
+    Args:
+        weight: what the reward is multiplied by in the sum; 0 turns it off.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self._tokenizer: Any = None
+
+    @abstractmethod
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """One number per rollout: ``[B, S, N]`` float32. No gradient flows through it."""
+
+    def bind(self, tokenizer: Any) -> None:
+        """Receive the run's tokenizer, so that :meth:`decode` works. Called once before training."""
+        self._tokenizer = tokenizer
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """The text of each row of ``tokens [M, L]``, for rewards that read text."""
+        if self._tokenizer is None:
+            raise ConfigError(
+                f"{type(self).__name__} reads text, but no tokenizer was given to it",
+                way_out="call reward.bind(tokenizer) first; `refine-pl fit` does it by itself",
+            )
+        return [self._tokenizer.decode(row) for row in tokens.tolist()]
