@@ -11,7 +11,7 @@ fork tokens, ``R`` rows of a state, ``D`` model width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -127,35 +127,23 @@ class TokenLayout:
     batch: int  # B
     length: int  # T
     num_tokens: Tensor  # [B] int64
+    mask: Tensor | None = None  # [B, T] bool, real tokens; None when no row is padded
     forks: Forks | None = None
-
-    @property
-    def num_main(self) -> int:
-        """Rows of the sequences, ``B * T``."""
-        return self.batch * self.length
-
-    @property
-    def ragged(self) -> bool:
-        """Whether any row is padded. Reads one number from the device."""
-        return bool((self.num_tokens < self.length).any())
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """``rows [M, ...]`` as the sequences ``[B, T, ...]`` and the forks ``[B*S*N, L, ...]``."""
-        main = rows[: self.num_main].unflatten(0, (self.batch, self.length))
+        num_main = self.batch * self.length
+        main = rows[:num_main].unflatten(0, (self.batch, self.length))
         if self.forks is None:
             return main, None
         length = self.forks.tokens.shape[-1]
-        return main, rows[self.num_main :].unflatten(0, (-1, length))
+        return main, rows[num_main:].unflatten(0, (-1, length))
 
     def join(self, main: Tensor, fork: Tensor | None) -> Tensor:
         """The inverse of :meth:`split`."""
         if fork is None:
             return main.flatten(0, 1)
         return torch.cat([main.flatten(0, 1), fork.flatten(0, 1)])
-
-    def without_forks(self) -> TokenLayout:
-        """The same sequences, no forks."""
-        return replace(self, forks=None)
 
 
 class FastWeightLM(nn.Module, ABC):

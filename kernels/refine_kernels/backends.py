@@ -1,0 +1,74 @@
+"""Which implementation of an operation runs, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "torch", "fla"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One implementation of one operation on this machine."""
+
+    op: str
+    implementation: str
+    chosen: bool
+    reason: str
+
+
+def fla_missing() -> str | None:
+    """Why flash-linear-attention's kernels cannot run here, or None if they can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if importlib.util.find_spec("fla") is None:
+        return "flash-linear-attention is not installed"
+    return None
+
+
+def choose(
+    backend: Backend, device: torch.device, dtype: torch.dtype
+) -> Literal["torch", "fla"]:
+    """The implementation that ``backend`` means for tensors of this device and type.
+
+    Raises:
+        ValueError: the backend that was asked for by name cannot run.
+    """
+    reason = fla_missing() if device.type == "cuda" else f"the tensors are on {device.type}"
+    if reason is None and dtype not in (torch.bfloat16, torch.float16):
+        reason = f"its chunk kernels take bfloat16 or float16, not {dtype}"
+    if backend == "fla" and reason is not None:
+        raise ValueError(
+            f"backend 'fla' cannot run: {reason}; use backend 'auto' or 'torch', or train in "
+            "bf16-mixed on a CUDA device"
+        )
+    if backend == "torch" or reason is not None:
+        return "torch"
+    return "fla"
+
+
+def report() -> list[Choice]:
+    """Every implementation of every operation, and what ``auto`` picks on this machine."""
+    missing = fla_missing()
+    rows = [
+        Choice("delta_rule", "fla", missing is None, missing or "CUDA, in bfloat16 or float16"),
+        Choice(
+            "delta_rule",
+            "torch",
+            missing is not None,
+            "chunked, own backward" if missing else "used for float32 and float64 only",
+        ),
+    ]
+    for op, reason in (
+        ("delta_rule_shared", "short continuations of shared states"),
+        ("short_conv", "own backward on the CPU, conv1d on CUDA"),
+        ("token_stats", "blocks of tokens, recomputed in the backward pass"),
+    ):
+        rows.append(Choice(op, "torch", True, reason))
+    return rows

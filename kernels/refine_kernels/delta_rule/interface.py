@@ -1,0 +1,87 @@
+"""The delta rule: checks, and the choice of an implementation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_kernels.backends import Backend, choose
+from refine_kernels.delta_rule.chunked import ChunkedDeltaRule
+from refine_kernels.delta_rule.fla_backend import FlaTrail, delta_rule_fla
+from refine_kernels.delta_rule.trail import DeltaRuleTrail
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRuleOutput:
+    """What one pass of the delta rule returns."""
+
+    output: Tensor  # [B, T, H, V] in v's type
+    state: Tensor  # [B, H, K, V] after the last token, float32 (float64 for float64 inputs)
+    trail: DeltaRuleTrail | FlaTrail | None  # at(positions [B, S]) gives [B * S, H, K, V]
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    scale: float | None = None,
+    normalize_qk: bool = False,
+    keep_trail: bool = False,
+    chunk_size: int = 64,
+    backend: Backend = "auto",
+) -> DeltaRuleOutput:
+    """Read whole sequences (equations in ``reference.py``), differentiably.
+
+    Args:
+        q: queries ``[B, T, H, K]``.
+        k: keys ``[B, T, H, K]``.
+        v: values ``[B, T, H, V]``.
+        beta: write strengths ``[B, T, H]``; 0 for padding, which then changes no state.
+        log_decay: ``[B, T, H]``, at most 0; 0 for padding; none if left out.
+        initial_state: ``[B, H, K, V]``, zeros if left out.
+        scale: of the queries, ``K**-0.5`` if left out.
+        normalize_qk: divide q and k by their L2 norms (eps 1e-6 inside the root).
+        keep_trail: return what the state at any position is made of.
+        chunk_size: tokens of a chunk, for the torch implementation.
+        backend: ``auto`` takes fla's kernels on CUDA for 16-bit inputs, torch otherwise.
+
+    Raises:
+        ValueError: shapes that do not fit, or a backend that cannot run.
+    """
+    batch, length, heads, key_width = q.shape
+    expected = {"k": (k, q.shape), "beta": (beta, q.shape[:3])}
+    expected["v"] = (v, (*q.shape[:3], v.shape[-1]))
+    if log_decay is not None:
+        expected["log_decay"] = (log_decay, q.shape[:3])
+    state_shape = (batch, heads, key_width, v.shape[-1])
+    if initial_state is not None:
+        expected["initial_state"] = (initial_state, state_shape)
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != torch.Size(shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    if length == 0:
+        raise ValueError("delta_rule needs at least one token")
+    scale = key_width**-0.5 if scale is None else scale
+    state_dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    if initial_state is None:
+        initial_state = v.new_zeros(state_shape, dtype=state_dtype)
+    initial_state = initial_state.to(state_dtype)
+    if choose(backend, q.device, q.dtype) == "fla":
+        return DeltaRuleOutput(
+            *delta_rule_fla(
+                q, k, v, beta, log_decay, initial_state, scale, normalize_qk, keep_trail
+            )
+        )
+    # The state is float32 whatever the operands are: autocast must not round it inside.
+    with torch.autocast(q.device.type, enabled=False):
+        output, state, states, u = ChunkedDeltaRule.apply(
+            q, k, v, beta, log_decay, initial_state, scale, normalize_qk, chunk_size
+        )
+    trail = DeltaRuleTrail(states, u, k, log_decay, normalize_qk) if keep_trail else None
+    return DeltaRuleOutput(output, state, trail)

@@ -1,0 +1,5 @@
+"""The short causal depthwise convolution in front of a recurrence."""
+
+from refine_kernels.short_conv.interface import conv_tail_at, short_conv
+
+__all__ = ["conv_tail_at", "short_conv"]

@@ -1,0 +1,242 @@
+"""What all backbones share: embeddings, a stack of pre-norm blocks, a final norm, the head.
+
+    x = x + mixer(norm(x));  x = x + mlp(norm(x))
+
+A backbone supplies the mixer, the part that carries a state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from refine_pl.backbones.base import (
+    FastWeightLM,
+    Forks,
+    LayerState,
+    LayerTrail,
+    LMOutput,
+    State,
+    StateTrail,
+    TokenLayout,
+)
+from refine_pl.backbones.head import VocabHead
+from refine_pl.errors import ConfigError
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and type."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[M, D]`` to ``[M, D]``."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def intermediate_size_for(hidden_size: int, hidden_ratio: float | None) -> int:
+    """The published rule: two thirds of ``hidden_ratio`` widths, rounded up to 256."""
+    wanted = int(hidden_size * (4 if hidden_ratio is None else hidden_ratio) * 2 / 3)
+    return 256 * -(-wanted // 256)
+
+
+class Mixer(nn.Module, ABC):
+    """The part of a block that reads other tokens, through a state."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
+    ) -> tuple[Tensor, LayerState, LayerTrail | None]:
+        """Mix tokens.
+
+        Args:
+            x: ``[M, D]``, sequences and forks as ``layout`` says.
+            layout: how the rows are made up.
+            state: what the sequences continue.
+            keep_trail: return a trail.
+
+        Returns:
+            ``[M, D]``, the state after each row's tokens, and the trail if asked for.
+        """
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    def __init__(self, mixer: Mixer, hidden_size: int, intermediate_size: int, eps: float) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(hidden_size, eps)
+        self.attn = mixer  # the published name
+        self.mlp_norm = RMSNorm(hidden_size, eps)
+        self.mlp = SwiGLU(hidden_size, intermediate_size)
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
+    ) -> tuple[Tensor, LayerState, LayerTrail | None]:
+        """``x [M, D]`` to the same shape; state and trail as in :class:`Mixer`."""
+        mixed, state, trail = self.attn(self.attn_norm(x), layout, state, keep_trail)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), state, trail
+
+
+class _Trunk(nn.Module):
+    """Holds the parameters that the published checkpoints keep under ``model.``."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, layers: list[Block], eps: float) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(vocab_size, hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(hidden_size, eps)
+
+
+class StackedLM(FastWeightLM):
+    """A stack of blocks around one kind of mixer.
+
+    Args:
+        make_mixer: called once for each layer.
+        vocab_size: number of tokens.
+        hidden_size: model width ``D``.
+        num_hidden_layers: number of blocks.
+        intermediate_size: width of the MLP.
+        norm_eps: of the norms.
+        tie_word_embeddings: use the embeddings as the head's weight.
+        initializer_range: standard deviation of fresh weights.
+        activation_checkpointing: keep only each block's input, and run the block again in the
+            backward pass.
+        fields: the configuration, for :meth:`config`.
+    """
+
+    def __init__(
+        self,
+        make_mixer: Callable[[], Mixer],
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        num_hidden_layers: int,
+        intermediate_size: int,
+        norm_eps: float,
+        tie_word_embeddings: bool,
+        initializer_range: float,
+        activation_checkpointing: bool,
+        fields: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.activation_checkpointing = activation_checkpointing
+        self._fields = fields
+        blocks = [
+            Block(make_mixer(), hidden_size, intermediate_size, norm_eps)
+            for _ in range(num_hidden_layers)
+        ]
+        self.model = _Trunk(vocab_size, hidden_size, blocks, norm_eps)
+        self.lm_head = VocabHead(hidden_size, vocab_size)
+        if tie_word_embeddings:
+            self.lm_head.weight = self.model.embeddings.weight
+        self._initialize(initializer_range)
+
+    @torch.no_grad()
+    def _initialize(self, std: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding | VocabHead):
+                nn.init.normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def head(self) -> VocabHead:
+        """The output layer."""
+        return self.lm_head
+
+    def config(self) -> dict[str, Any]:
+        """The configuration fields under their published names, ``model_type`` among them."""
+        return dict(self._fields)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        num_tokens: Tensor | None = None,
+        *,
+        state: State | None = None,
+        forks: Forks | None = None,
+        keep_trail: bool = False,
+    ) -> LMOutput:
+        """Read tokens; see :meth:`FastWeightLM.forward`."""
+        batch, length = tokens.shape
+        layout, tokens = _layout(tokens, num_tokens, forks)
+        x = self.model.embeddings(tokens)
+        states, trails = [], []
+        for i, block in enumerate(self.model.layers):
+            layer_state = None if state is None else state.layers[i]
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x, layer_state, trail = checkpoint(
+                    block, x, layout, layer_state, keep_trail, use_reentrant=False
+                )
+            else:
+                x, layer_state, trail = block(x, layout, layer_state, keep_trail)
+            states.append(cast(LayerState, layer_state))
+            trails.append(trail)
+        main, fork = layout.split(self.model.norm(x))
+        before = torch.zeros_like(layout.num_tokens) if state is None else state.num_tokens
+        return LMOutput(
+            hidden=main,
+            state=State(tuple(states), before + layout.num_tokens),
+            fork_hidden=None if fork is None else fork.view(*_shape(forks), self.hidden_size),
+            trail=StateTrail(tuple(trails), before) if keep_trail else None,
+        )
+
+
+def _shape(forks: Forks | None) -> torch.Size:
+    assert forks is not None
+    return forks.tokens.shape
+
+
+def _layout(
+    tokens: Tensor, num_tokens: Tensor | None, forks: Forks | None
+) -> tuple[TokenLayout, Tensor]:
+    """The layout of a forward, and its tokens in one flat row ``[M]``."""
+    batch, length = tokens.shape
+    mask = None
+    if num_tokens is None:
+        num_tokens = torch.full((batch,), length, dtype=torch.int64, device=tokens.device)
+    elif bool((num_tokens < length).any()):
+        mask = torch.arange(length, device=tokens.device) < num_tokens[:, None]
+        tokens = tokens.masked_fill(~mask, 0)  # padding may hold any number
+    flat = tokens.flatten()
+    if forks is not None:
+        fork_tokens = forks.tokens.masked_fill(~forks.valid[:, :, None, None], 0)
+        flat = torch.cat([flat, fork_tokens.flatten()])
+    return TokenLayout(batch, length, num_tokens, mask, forks), flat
+
+
+def require(name: str, value: object, allowed: tuple[object, ...], why: str) -> None:
+    """Refuse a published option whose value this implementation would get wrong."""
+    if value not in allowed:
+        raise ConfigError(
+            f"{name}={value!r} is not supported: {why}",
+            where=f"backbone option {name}",
+            allowed=", ".join(repr(option) for option in allowed),
+        )

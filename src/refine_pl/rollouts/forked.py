@@ -1,0 +1,69 @@
+"""Rollouts from forked states: the prefix is never read again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from refine_pl.backbones.base import FastWeightLM, Forks
+from refine_pl.randomness import RowRandom
+from refine_pl.records import Batch, Positions, Prefill, RolloutPlan, Rollouts
+from refine_pl.rollouts.base import RolloutGenerator
+from refine_pl.rollouts.decode import decode
+from refine_pl.rollouts.gather import at_offsets
+
+
+class Forked(RolloutGenerator):
+    """Forks the state of the prefill at every position.
+
+    Drawing costs ``L`` steps of decoding; the update reads sequences and rollouts in one pass, and
+    its gradient flows through the forked states into the whole prefix.
+    """
+
+    @torch.no_grad()
+    def generate(
+        self,
+        policy: FastWeightLM,
+        prefill: Prefill,
+        batch: Batch,
+        positions: Positions,
+        plan: RolloutPlan,
+        generator: RowRandom,
+    ) -> Rollouts:
+        """Sample continuations; see :class:`RolloutGenerator`."""
+        shape = (*positions.index.shape, plan.rollouts_per_position, plan.rollout_length)
+        copies, length = shape[2:]
+        uniform = generator.rand(*shape[1:]).to(batch.tokens.device)
+        targets = at_offsets(batch.tokens, positions, 0, length)
+        before = at_offsets(prefill.hidden, positions, -1, 1)  # [B, S, 1, D]
+        drawn = decode(
+            policy,
+            before.expand(-1, -1, copies, -1).flatten(0, 2),
+            prefill.trail.at(positions.index).fork(copies),
+            targets[:, :, None].expand(shape).flatten(0, 2),
+            uniform.flatten(0, 2),
+        )
+        return Rollouts(
+            positions=positions,
+            tokens=drawn.tokens.view(shape),
+            targets=targets,
+            logprobs=drawn.logprobs.view(shape),
+            hidden=drawn.hidden.view(*shape, -1),
+            target_hidden=at_offsets(prefill.hidden, positions, 0, length),
+            target_logprobs=drawn.target_logprobs.view(shape),
+        )
+
+    def replay(
+        self, policy: FastWeightLM, batch: Batch, positions: Positions, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states of sequences and rollouts in one pass; see :class:`RolloutGenerator`."""
+        copies, length = tokens.shape[2:]
+        forks = None
+        if length > 1:  # nothing is predicted from the last token
+            forks = Forks(positions.index, tokens[..., :-1], positions.valid)
+        output = policy(batch.tokens, batch.num_tokens, forks=forks)
+        before = at_offsets(output.hidden, positions, -1, 1)[:, :, None]
+        before = before.expand(-1, -1, copies, -1, -1)  # [B, S, N, 1, D]
+        if output.fork_hidden is None:
+            return output.hidden, before
+        return output.hidden, torch.cat([before, output.fork_hidden], 3)
