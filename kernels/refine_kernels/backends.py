@@ -32,9 +32,7 @@ def fla_missing() -> str | None:
     return None
 
 
-def choose(
-    backend: Backend, device: torch.device, dtype: torch.dtype
-) -> Literal["torch", "fla"]:
+def choose(backend: Backend, device: torch.device, dtype: torch.dtype) -> Literal["torch", "fla"]:
     """The implementation that ``backend`` means for tensors of this device and type.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Next-sequence-prediction training of fast-weight language models, with forked states."""

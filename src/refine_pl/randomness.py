@@ -30,9 +30,7 @@ class RowRandom:
         purpose: separates streams of the same row, for example ``"train"`` and ``"validation"``.
     """
 
-    def __init__(
-        self, seed: int, update: int, rows: Sequence[int], purpose: str = "train"
-    ) -> None:
+    def __init__(self, seed: int, update: int, rows: Sequence[int], purpose: str = "train") -> None:
         self._generators = []
         for row in rows:
             generator = torch.Generator()  # on the CPU, so that every device draws the same numbers

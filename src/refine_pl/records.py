@@ -25,7 +25,7 @@ class RolloutPlan:
     rollout_length: int  # L, tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: Lightning sets the fields when it moves a batch to a device
 class Batch:
     """Sequences of token ids, padded on the right."""
 
@@ -58,7 +58,10 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where rollouts start. A position is the index of the first rollout token."""
+    """Where rollouts start. A position is the index of the first rollout token.
+
+    ``S`` is what the selector made of the plan's segments; valid positions ascend within a row.
+    """
 
     index: Tensor  # [B, S] int64; the prefix is x[0 .. index-1]
     valid: Tensor  # [B, S] bool; False where a row had no legal candidate
@@ -66,7 +69,10 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Sampled continuations beside the true ones. Entries that are not ``valid`` hold anything."""
+    """Sampled continuations beside the true ones.
+
+    Entries that are not ``valid`` hold anything finite; token ids there are inside the vocabulary.
+    """
 
     positions: Positions
     tokens: Tensor  # [B, S, N, L] int64, sampled

@@ -81,10 +81,14 @@ class RefineStep(nn.Module):
         plan: RolloutPlan,
         generator: RowRandom,
         stopwatch: Stopwatch,
+        prefill: Prefill | None = None,
     ) -> Experience:
-        """Steps 1 to 5: everything that happens under the policy as it is now."""
+        """Steps 1 to 5: everything that happens under the policy as it is now.
+
+        A ``prefill`` that was made already is not made again.
+        """
         with stopwatch("prefill"):
-            prefill = self.prefill(policy, batch)
+            prefill = prefill or self.prefill(policy, batch)
         with stopwatch("select"):
             positions = self.selector.select(prefill.entropy, batch.num_tokens, plan, generator)
         with stopwatch("rollout"):
@@ -145,7 +149,9 @@ class RefineStep(nn.Module):
             logprobs, rollouts.old_logprobs, experience.advantages[..., None], loss_mask
         )
         loss = loss + weights.policy_weight * policy_sum / counts.rollout_tokens
-        sums |= policy_sums | {"entropy": (stats.entropy.view(tokens.shape) * loss_mask).sum()}
+        sums |= policy_sums | {
+            "entropy": stats.entropy.view(tokens.shape).where(loss_mask, 0).sum()
+        }
         if reference is not None and weights.kl_weight != 0:
             with torch.no_grad():
                 _, reference_hidden = self.generator.replay(

@@ -1,6 +1,7 @@
 """Small models, batches and parts that many tests use."""
 
 import torch
+
 from refine_pl.backbones import DeltaNet
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Positions, RolloutPlan

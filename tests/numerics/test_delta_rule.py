@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.delta_rule.reference import delta_rule_reference
 
@@ -29,7 +30,8 @@ def gradients(loss, tensors):
 @pytest.mark.parametrize("decay", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(
-    ("length", "chunk", "piece"), [(1, 16, 64), (15, 16, 64), (16, 16, 64), (75, 16, 32), (129, 64, 64)]
+    ("length", "chunk", "piece"),
+    [(1, 16, 64), (15, 16, 64), (16, 16, 64), (75, 16, 32), (129, 64, 64)],
 )
 def test_chunked_equals_recurrence(monkeypatch, length, chunk, piece, normalize, decay):
     monkeypatch.setattr("refine_kernels.delta_rule.chunked.PIECE_TOKENS", piece)
@@ -49,7 +51,8 @@ def test_chunked_equals_recurrence(monkeypatch, length, chunk, piece, normalize,
 
     generator = torch.Generator().manual_seed(1)
     weights = [
-        torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in (expected, states[:, -1], expected_at)
+        torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        for x in (expected, states[:, -1], expected_at)
     ]
 
     def loss(*parts):
@@ -105,11 +108,15 @@ def test_gradcheck():
 
 
 def test_zero_beta_leaves_the_state_alone():
-    q, k, v, beta, log_decay, state = (t.detach() for t in make_inputs(2, 40, 2, 4, 4, True, seed=3))
+    q, k, v, beta, log_decay, state = (
+        t.detach() for t in make_inputs(2, 40, 2, 4, 4, True, seed=3)
+    )
     beta[1, 23:] = 0
     log_decay[1, 23:] = 0
     k[1, 23:], v[1, 23:] = 1e3, -1e3
-    whole = delta_rule(q, k, v, beta, log_decay, initial_state=state, normalize_qk=True, chunk_size=16)
+    whole = delta_rule(
+        q, k, v, beta, log_decay, initial_state=state, normalize_qk=True, chunk_size=16
+    )
     cut = delta_rule(
         q[1:, :23], k[1:, :23], v[1:, :23], beta[1:, :23], log_decay[1:, :23],
         initial_state=state[1:], normalize_qk=True, chunk_size=16,
@@ -118,7 +125,9 @@ def test_zero_beta_leaves_the_state_alone():
 
 
 def test_float32_keeps_up_over_many_chunks():
-    inputs = [t if t is None else t.detach() for t in make_inputs(1, 2050, 2, 16, 16, False, seed=5)]
+    inputs = [
+        t if t is None else t.detach() for t in make_inputs(1, 2050, 2, 16, 16, False, seed=5)
+    ]
     exact = delta_rule(*inputs[:5], normalize_qk=True)
     single = delta_rule(*(t if t is None else t.float() for t in inputs[:5]), normalize_qk=True)
     error = (single.output - exact.output).norm() / exact.output.norm()

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+
 from refine_pl.backbones import Forks
 from refine_pl.rollouts import Forked, Recompute
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from refine_pl.backbones import DeltaNet
 from safetensors.torch import load_file
+
+from refine_pl.backbones import DeltaNet
 
 FOLDER = Path(__file__).parents[1] / "golden" / "delta_net_base"
 

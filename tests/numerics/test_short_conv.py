@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from refine_kernels.short_conv import conv_tail_at, short_conv
 from refine_kernels.short_conv.reference import short_conv_reference
 

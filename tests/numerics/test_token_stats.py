@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from refine_kernels.token_stats import blocked, token_stats
 from refine_kernels.token_stats.reference import token_stats_reference
 
@@ -26,7 +27,9 @@ def test_equals_whole_logits(monkeypatch, rows, vocab_size, budget):
             [hidden, weight],
             retain_graph=True,
         )
-        parts = [f * p for u, f, p in zip(use, factors, (got.logprob, got.entropy), strict=True) if u]
+        parts = [
+            f * p for u, f, p in zip(use, factors, (got.logprob, got.entropy), strict=True) if u
+        ]
         actual = torch.autograd.grad(sum(parts).sum(), [hidden, weight], retain_graph=True)
         for a, b in zip(actual, wanted, strict=True):
             torch.testing.assert_close(a, b)
@@ -45,9 +48,7 @@ def test_autocast_uses_its_type_for_the_products_only():
     targets = torch.arange(5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = token_stats(hidden, weight, targets, entropy=True)
-    rounded = token_stats_reference(
-        hidden.bfloat16().float(), weight.bfloat16().float(), targets
-    )
+    rounded = token_stats_reference(hidden.bfloat16().float(), weight.bfloat16().float(), targets)
     assert got.logprob.dtype == torch.float32
     torch.testing.assert_close(got.logprob, rounded[0], rtol=2e-2, atol=2e-2)
 

@@ -112,9 +112,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
         states = initial_state.new_empty(num_chunks, rows, key_width, value_width)
         u_all = initial_state.new_empty(num_chunks, rows, chunk, value_width)
         needs_grad = any(ctx.needs_input_grad)
-        inverses = (
-            initial_state.new_empty(num_chunks, rows, chunk, chunk) if needs_grad else None
-        )
+        inverses = initial_state.new_empty(num_chunks, rows, chunk, chunk) if needs_grad else None
         state = initial_state.reshape(rows, key_width, value_width)
         for span in _spans(length, chunk):
             piece = _load_piece(inputs, span, chunk, scale, normalize_qk, dtype)
@@ -207,7 +205,7 @@ def _solve_piece(piece: _Piece) -> tuple[Tensor, Tensor]:
 
 
 def _decayed(piece: _Piece) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """q and k as they meet the entering state, k as it enters the next one, and what is kept."""
+    """Q and k as they meet the entering state, k as it enters the next one, and what is kept."""
     if piece.decay is None:
         return piece.q, piece.k, piece.k, None
     grow = piece.decay.exp()
@@ -286,6 +284,7 @@ def _backward_piece(
         grow = decay.exp()
         d_q_in, d_k_in = d_q_in * grow, d_k_in * grow
         d_k_out = d_k_out * (decay[..., -1:, :] - decay).exp()
+        assert pairs is not None
         d_within *= pairs
         d_mixing *= pairs
     d_products = beta * d_mixing

@@ -87,9 +87,7 @@ def delta_rule_fla(
 ) -> tuple[Tensor, Tensor, FlaTrail | None]:
     """Outputs ``[B,T,H,V]``, the last state ``[B,H,K,V]`` float32, and the trail if asked for."""
     if not keep_trail:
-        output, state = _chunk_kernel(
-            q, k, v, beta, log_decay, initial_state, scale, normalize_qk
-        )
+        output, state = _chunk_kernel(q, k, v, beta, log_decay, initial_state, scale, normalize_qk)
         return output, state, None
     outputs, states, state = [], [], initial_state
     for start in range(0, q.shape[1], TRAIL_TOKENS):

@@ -55,16 +55,20 @@ def delta_rule(
         ValueError: shapes that do not fit, or a backend that cannot run.
     """
     batch, length, heads, key_width = q.shape
-    expected = {"k": (k, q.shape), "beta": (beta, q.shape[:3])}
-    expected["v"] = (v, (*q.shape[:3], v.shape[-1]))
+    per_head = (batch, length, heads)
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "k": (k, (*per_head, key_width)),
+        "v": (v, (*per_head, v.shape[-1])),
+        "beta": (beta, per_head),
+    }
     if log_decay is not None:
-        expected["log_decay"] = (log_decay, q.shape[:3])
+        expected["log_decay"] = (log_decay, per_head)
     state_shape = (batch, heads, key_width, v.shape[-1])
     if initial_state is not None:
         expected["initial_state"] = (initial_state, state_shape)
     for name, (tensor, shape) in expected.items():
-        if tensor.shape != torch.Size(shape):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     if length == 0:
         raise ValueError("delta_rule needs at least one token")
     scale = key_width**-0.5 if scale is None else scale

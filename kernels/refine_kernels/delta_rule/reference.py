@@ -1,7 +1,7 @@
 """The delta rule, one token after the other: slow, and plainly right.
 
-    S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T
-    o_t = scale * S_t^T q_t
+S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T
+o_t = scale * S_t^T q_t
 """
 
 from __future__ import annotations

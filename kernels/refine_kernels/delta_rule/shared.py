@@ -130,9 +130,7 @@ def delta_rule_shared(
         mixing = beta[..., None] * (k @ k.mT)
         if total is not None:
             mixing = mixing * (total[..., :, None] - total[..., None, :]).tril(-1).exp()
-        writes = torch.linalg.solve_triangular(
-            mixing, right_side, upper=False, unitriangular=True
-        )
+        writes = torch.linalg.solve_triangular(mixing, right_side, upper=False, unitriangular=True)
     keys, decay = k, total
     first = 0
     if state.keys is not None and state.writes is not None:

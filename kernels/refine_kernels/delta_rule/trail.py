@@ -1,7 +1,8 @@
 """The state of a delta rule after any number of tokens, from one pass.
 
-Row ``i`` of a chunk's ``u`` depends on nothing behind token ``i``; hence the state after ``r`` tokens
-of a chunk is the entering state plus ``K[:r]^T u[:r]``: one masked product, exact, differentiable.
+Row ``i`` of a chunk's ``u`` depends on nothing behind token ``i``; hence the state after ``r``
+tokens of a chunk is the entering state plus ``K[:r]^T u[:r]``: one masked product, exact,
+differentiable.
 """
 
 from __future__ import annotations
@@ -26,25 +27,34 @@ class DeltaRuleTrail:
 
     def at(self, positions: Tensor) -> Tensor:
         """The states ``[B * S, H, K, V]`` after ``positions [B, S]`` tokens (0 to T)."""
-        num_chunks, _, _, chunk, _ = self.u.shape
+        num_chunks, batch, _, chunk, _ = self.u.shape
         length = self.k.shape[1]
-        row = torch.arange(positions.shape[0], device=positions.device)[:, None]
+        row = torch.arange(batch, device=positions.device)[:, None]
         index = (positions // chunk).clamp(max=num_chunks - 1)
-        used = positions - index * chunk  # [B, S], 0 to C
+        used = (positions - index * chunk).flatten()  # [B * S], 0 to C
         offset = torch.arange(chunk, device=positions.device)
-        inside = offset < used[..., None]  # [B, S, C]
-        token = (index[..., None] * chunk + offset).clamp(max=length - 1)
-        keys = self.k[row[..., None], token].to(self.states.dtype)  # [B, S, C, H, K]
+        inside = offset < used[:, None]  # [B * S, C]
+        tokens = (index[..., None] * chunk + offset).clamp(max=length - 1) + row[..., None] * length
+        tokens = tokens.view(-1, chunk)
+        chunks = (index * batch + row).flatten()
+        keys = _rows(self.k, tokens).to(self.states.dtype)  # [B * S, C, H, K]
         if self.normalize_qk:
             keys = l2_normalize(keys)
-        state = self.states[index, row]  # [B, S, H, K, V]
-        weight = inside.to(state.dtype)[..., None]  # [B, S, C, 1]
+        state = _rows(self.states, chunks)  # [B * S, H, K, V]
+        weight = inside.to(state.dtype)[..., None]  # [B * S, C, 1]
         if self.log_decay is not None:
-            decay = self.log_decay[row[..., None], token].to(state.dtype)
-            decay = (decay * weight).cumsum(2)  # stays at its last value behind `used`
-            last = decay[:, :, -1:]
+            decay = _rows(self.log_decay, tokens).to(state.dtype)
+            decay = (decay * weight).cumsum(1)  # stays at its last value behind `used`
+            last = decay[:, -1:]
             weight = weight * (last - decay).exp()
-            state = state * last.squeeze(2).exp()[..., None, None]
+            state = state * last.squeeze(1).exp()[..., None, None]
         keys = keys * weight[..., None]
-        state = state + keys.permute(0, 1, 3, 4, 2) @ self.u[index, row]
-        return state.flatten(0, 1)
+        return state + keys.permute(0, 2, 3, 1) @ _rows(self.u, chunks)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """``x [a, b, ...]`` at ``index [...]`` of its first two dimensions taken as one.
+
+    Indexing with tensors would do the same, but its backward pass on a CPU adds one by one.
+    """
+    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])

@@ -61,12 +61,18 @@ def conv_tail_at(x: Tensor, tail: Tensor | None, positions: Tensor, width: int) 
     Returns:
         ``[B * S, width - 1, D]``.
     """
-    row = torch.arange(x.shape[0], device=x.device)[:, None, None]
+    batch, length, channels = x.shape
+    row = torch.arange(batch, device=x.device)[:, None, None]
     index = positions[..., None] - (width - 1) + torch.arange(width - 1, device=x.device)
     inside = index >= 0
-    picked = x[row, index.clamp(min=0)]  # [B, S, W-1, D]
-    if tail is None:
+
+    def rows(source: Tensor, at: Tensor) -> Tensor:  # [B, S, W-1, D]
+        flat = (at + row * source.shape[1]).flatten()
+        return source.flatten(0, 1).index_select(0, flat).view(*index.shape, channels)
+
+    picked = rows(x, index.clamp(0, length - 1))
+    if tail is None or width == 1:
         earlier = torch.zeros_like(picked)
     else:
-        earlier = tail.to(x.dtype)[row, (index + width - 1).clamp(max=width - 2)]
+        earlier = rows(tail.to(x.dtype), (index + width - 1).clamp(0, width - 2))
     return torch.where(inside[..., None], picked, earlier).flatten(0, 1)

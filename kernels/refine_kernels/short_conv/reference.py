@@ -1,6 +1,6 @@
 """The short causal depthwise convolution, by its definition.
 
-    y_t = silu(bias + sum_j w_j x_{t - (W - 1) + j})
+y_t = silu(bias + sum_j w_j x_{t - (W - 1) + j})
 """
 
 from __future__ import annotations

@@ -80,6 +80,9 @@ class BlockedTokenStats(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         if d_logprob is None and d_entropy is None:
             return None, None, None, None, None, None
+        counted = None  # the gradient of the log-probabilities that count
+        if d_logprob is not None:
+            counted = d_logprob.masked_fill(targets < 0, 0)[:, None]
         dtype = log_sum.dtype
         operand = weight.to(ctx.operand_dtype)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -91,14 +94,13 @@ class BlockedTokenStats(torch.autograd.Function):
             d_logits = logprobs.exp()
             if d_entropy is not None:
                 slope = logprobs.add_(entropies[here, None]).mul_(d_entropy[here, None])
-                if d_logprob is not None:
-                    slope += _counted(d_logprob[here], targets[here])[:, None]
+                if counted is not None:
+                    slope += counted[here]
                 d_logits.mul_(slope).neg_()
-            else:
-                d_logits.mul_(-_counted(d_logprob[here], targets[here])[:, None])
-            if d_logprob is not None:
-                counted = _counted(d_logprob[here], targets[here])[:, None]
-                d_logits.scatter_add_(-1, targets[here].clamp(min=0)[:, None], counted)
+            elif counted is not None:
+                d_logits.mul_(-counted[here])
+            if counted is not None:
+                d_logits.scatter_add_(-1, targets[here].clamp(min=0)[:, None], counted[here])
             d_operand = d_logits.to(ctx.operand_dtype)
             if d_hidden is not None:
                 d_hidden[here] = (d_operand @ operand).to(hidden.dtype)
@@ -107,7 +109,3 @@ class BlockedTokenStats(torch.autograd.Function):
         if d_weight is not None:
             d_weight = d_weight.to(weight.dtype)
         return d_hidden, d_weight, None, None, None, None
-
-
-def _counted(gradient: Tensor, targets: Tensor) -> Tensor:
-    return gradient.masked_fill(targets < 0, 0)

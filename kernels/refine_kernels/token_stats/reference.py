@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def token_stats_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Log-probability ``[M]`` (0 where the target is negative), entropy ``[M]``, correct ``[M]``."""
+    """Log-probability (0 where the target is negative), entropy and correctness, each ``[M]``."""
     logits = hidden @ weight.t()
     logprobs = torch.log_softmax(logits, -1)
     picked = logprobs.gather(-1, targets.clamp(min=0)[:, None])[:, 0]

@@ -1,11 +1,11 @@
 """The contract of every fast-weight language model, and the records that cross it.
 
-A fast-weight model keeps its context in a state of fixed size. Three things follow, and the rest of
-the project rests on them: the state after any number of tokens can be had from one pass (a *trail*),
-many continuations can start from it (*forks*), and decoding needs constant memory.
+A fast-weight model keeps its context in a state of fixed size. Three things follow, and the rest
+of the project rests on them: the state after any number of tokens can be had from one pass (a
+*trail*), many continuations can start from it (*forks*), and decoding needs constant memory.
 
-Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` forks per position, ``L``
-fork tokens, ``R`` rows of a state, ``D`` model width.
+Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` forks per position,
+``L`` fork tokens, ``R`` rows of a state, ``D`` model width.
 """
 
 from __future__ import annotations

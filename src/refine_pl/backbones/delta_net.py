@@ -1,6 +1,6 @@
 """DeltaNet (arXiv 2406.06484): the delta rule behind short convolutions.
 
-    S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T,   o_t = S_t^T q_t / sqrt(d_k)
+S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T,   o_t = S_t^T q_t / sqrt(d_k)
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from refine_kernels.backends import Backend
 from torch import Tensor, nn
 
+from refine_kernels.backends import Backend
 from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, ShortConv
 from refine_pl.backbones.stack import RMSNorm, StackedLM, intermediate_size_for, require
 from refine_pl.errors import ConfigError
@@ -215,8 +215,7 @@ class DeltaNet(StackedLM):
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
-            intermediate_size=intermediate_size
-            or intermediate_size_for(hidden_size, hidden_ratio),
+            intermediate_size=intermediate_size or intermediate_size_for(hidden_size, hidden_ratio),
             norm_eps=norm_eps,
             tie_word_embeddings=tie_word_embeddings,
             initializer_range=initializer_range,

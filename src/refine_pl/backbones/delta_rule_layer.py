@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
+from torch import Tensor, nn
+
 from refine_kernels.backends import Backend
 from refine_kernels.delta_rule import (
     DeltaRuleOutput,
@@ -15,8 +17,6 @@ from refine_kernels.delta_rule import (
     delta_rule_shared,
 )
 from refine_kernels.short_conv import conv_tail_at, short_conv
-from torch import Tensor, nn
-
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
 from refine_pl.backbones.stack import Mixer
 
@@ -159,9 +159,7 @@ class DeltaRuleMixer(Mixer):
             output, rule_state = result.output, SharedState(result.state)
             trail = DeltaRuleLayerTrail(result, self._conv_inputs(main, tails))
         end = layout.num_tokens[:, None]
-        after = DeltaRuleState(
-            rule_state, tuple(c.at(end) for c in self._conv_inputs(main, tails))
-        )
+        after = DeltaRuleState(rule_state, tuple(c.at(end) for c in self._conv_inputs(main, tails)))
 
         fork_output = None
         if layout.forks is not None and trail is not None:

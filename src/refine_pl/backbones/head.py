@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from refine_kernels.token_stats import TokenStats, token_stats
 from torch import Tensor, nn
+
+from refine_kernels.token_stats import TokenStats, token_stats
 
 
 class VocabHead(nn.Module):

@@ -155,7 +155,7 @@ class StackedLM(FastWeightLM):
         self.model = _Trunk(vocab_size, hidden_size, blocks, norm_eps)
         self.lm_head = VocabHead(hidden_size, vocab_size)
         if tie_word_embeddings:
-            self.lm_head.weight = self.model.embeddings.weight
+            self.lm_head.weight = cast(nn.Parameter, self.model.embeddings.weight)
         self._initialize(initializer_range)
 
     @torch.no_grad()
@@ -185,9 +185,8 @@ class StackedLM(FastWeightLM):
         keep_trail: bool = False,
     ) -> LMOutput:
         """Read tokens; see :meth:`FastWeightLM.forward`."""
-        batch, length = tokens.shape
-        layout, tokens = _layout(tokens, num_tokens, forks)
-        x = self.model.embeddings(tokens)
+        layout, flat = _layout(tokens, num_tokens, forks)
+        x = self.model.embeddings(flat)
         states, trails = [], []
         for i, block in enumerate(self.model.layers):
             layer_state = None if state is None else state.layers[i]

@@ -31,7 +31,7 @@ class Reward(nn.Module, ABC):
         """One number per rollout: ``[B, S, N]`` float32. No gradient flows through it."""
 
     def bind(self, tokenizer: Any) -> None:
-        """Receive the run's tokenizer, so that :meth:`decode` works. Called once before training."""
+        """Receive the tokenizer of the run, for :meth:`decode`. Called once before training."""
         self._tokenizer = tokenizer
 
     def decode(self, tokens: Tensor) -> list[str]:

@@ -15,7 +15,10 @@ def at_offsets(values: Tensor, positions: Positions, first: int, count: int) -> 
         ``[B, S, count, ...]``; what lies outside the row is replaced by its nearest entry, which
         only positions that are not valid meet.
     """
-    row = torch.arange(values.shape[0], device=values.device)[:, None, None]
+    batch, length = values.shape[:2]
+    row = torch.arange(batch, device=values.device)[:, None, None]
     offset = torch.arange(first, first + count, device=values.device)
-    index = positions.index[..., None] + offset
-    return values[row, index.clamp(0, values.shape[1] - 1)]
+    index = (positions.index[..., None] + offset).clamp(0, length - 1) + row * length
+    # index_select, because the backward pass of indexing with tensors is slow on a CPU.
+    picked = values.flatten(0, 1).index_select(0, index.flatten())
+    return picked.view(*index.shape, *values.shape[2:])

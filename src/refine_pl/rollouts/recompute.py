@@ -41,7 +41,7 @@ class Recompute(RolloutGenerator):
     ) -> Rollouts:
         """Sample continuations; see :class:`RolloutGenerator`."""
         shape = (*positions.index.shape, plan.rollouts_per_position, plan.rollout_length)
-        copies, length = shape[2:]
+        length = shape[3]
         uniform = generator.rand(*shape[1:]).to(batch.tokens.device).flatten(0, 2)
         targets = at_offsets(batch.tokens, positions, 0, length)
         wanted = targets[:, :, None].expand(shape)
@@ -73,12 +73,10 @@ class Recompute(RolloutGenerator):
         main = policy(batch.tokens, batch.num_tokens).hidden
         return main, hidden.view(*tokens.shape, -1)
 
-    def _rows(
-        self, batch: Batch, positions: Positions, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _rows(self, batch: Batch, positions: Positions, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Each prefix with its rollout ``[B*S*N, width + L]``, and the prefix lengths."""
         shape = tokens.shape
-        copies, length = shape[2:]
+        length = shape[3]
         # A position that is not valid has no prefix; one token stands in for it.
         prefix = positions.index.clamp(min=1)
         width = batch.tokens.shape[1] if self.pad_to_full else int(prefix.max())

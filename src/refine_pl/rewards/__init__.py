@@ -1,0 +1,17 @@
+"""Rewards: how good rollouts are."""
+
+from refine_pl.rewards.base import Reward
+from refine_pl.rewards.edit_distance import EditDistance
+from refine_pl.rewards.embedding_similarity import EmbeddingSimilarity
+from refine_pl.rewards.exact_match import ExactMatch
+from refine_pl.rewards.log_likelihood import LogLikelihood
+from refine_pl.rewards.weighted_sum import WeightedSum
+
+__all__ = [
+    "EditDistance",
+    "EmbeddingSimilarity",
+    "ExactMatch",
+    "LogLikelihood",
+    "Reward",
+    "WeightedSum",
+]
