@@ -1,0 +1,1 @@
+"""What an update costs: the arms that are compared, their equality, and the measurement."""

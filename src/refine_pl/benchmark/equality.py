@@ -1,0 +1,58 @@
+"""No number without this: the arms that are compared compute the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_pl.backbones.base import FastWeightLM
+from refine_pl.benchmark.arms import Arm, Updater
+from refine_pl.records import Experience
+from refine_pl.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Equality:
+    """How far two ways to make the same update are apart."""
+
+    same_tokens: float  # share of rollout tokens that are the same
+    logprobs: float  # largest difference of log-probabilities, nats
+    loss: float  # relative difference
+    gradient: float  # norm of the difference of all gradients over their norm
+
+    def holds(self, tolerance: float) -> bool:
+        """Whether they are the same but for rounding."""
+        same = self.same_tokens == 1.0 or tolerance > 1e-3
+        return same and max(self.logprobs, self.loss, self.gradient) < tolerance
+
+
+def compare(updater: Updater, forked: Arm, other: Arm) -> Equality:
+    """Draw rollouts both ways, and take the gradients of the same rollouts both ways."""
+    stopwatch = Stopwatch(enabled=False)
+    results = []
+    with updater.precision():
+        first, second = (updater.draw(arm, stopwatch, update=0) for arm in (forked, other))
+    assert isinstance(first, Experience)
+    assert isinstance(second, Experience)
+    same = first.rollouts.tokens == second.rollouts.tokens
+    reached = same.cumprod(-1).bool()  # behind the first difference the texts differ
+    apart = (first.rollouts.logprobs - second.rollouts.logprobs).abs()
+    for arm in (forked, other):
+        with updater.precision():
+            loss = updater.loss(arm, first)
+        loss.backward()
+        results.append((loss.detach(), _gradient(updater.policy)))
+        updater.optimizer.zero_grad()
+    (loss_a, grad_a), (loss_b, grad_b) = results
+    return Equality(
+        same_tokens=float(same.float().mean()),
+        logprobs=float(torch.where(reached, apart, 0).max()),
+        loss=float((loss_a - loss_b).abs() / loss_b.abs()),
+        gradient=float((grad_a - grad_b).norm() / grad_b.norm()),
+    )
+
+
+def _gradient(policy: FastWeightLM) -> Tensor:
+    return torch.cat([p.grad.flatten().double() for p in policy.parameters() if p.grad is not None])

@@ -1,0 +1,211 @@
+"""``refine-pl bench``: what an update of this model costs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+from refine_kernels.backends import report
+
+from refine_pl.benchmark.arms import Updater, arms_of
+from refine_pl.benchmark.equality import compare
+from refine_pl.benchmark.measure import measure
+from refine_pl.benchmark.table import render, summary
+from refine_pl.commands.config_errors import explain
+from refine_pl.commands.config_sources import read_sources
+from refine_pl.errors import ConfigError, UserError
+from refine_pl.module import RefineModule
+from refine_pl.records import Batch
+from refine_pl.refine_step import LossWeights
+from refine_pl.rollouts import Forked, Recompute
+
+_HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
+ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,
+padded to the full length). Checks first that forked and recomputed updates are equal. Text is
+random: only sizes matter. The recipe's trainer and data sections are read for the precision only."""
+
+# Rounding of one type, through some layers and thousands of tokens.
+_TOLERANCE = {"32-true": 1e-3, "64-true": 1e-8, "bf16-mixed": 0.1}
+
+
+class Settings:
+    """What is timed.
+
+    Args:
+        sequence_length: tokens of each sequence, T.
+        batch_size: sequences of one update.
+        repeats: timed rounds, after one that is not timed.
+        device: where; auto takes a GPU if there is one.
+        precision: auto is 32-true on a CPU and bf16-mixed on a GPU.
+        recompute_cache: whether the recomputed side samples from the prefix's state; the released
+            code does for DeltaNet, and runs the prefix again for every token for LaCT.
+        json: file for the figures.
+    """
+
+    def __init__(
+        self,
+        sequence_length: PositiveInt = 8192,
+        batch_size: PositiveInt = 1,
+        repeats: PositiveInt = 5,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["auto", "32-true", "64-true", "bf16-mixed"] = "auto",
+        recompute_cache: bool = True,
+        json: str | None = None,
+    ) -> None:
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise ConfigError(
+                "device cuda was asked for, but torch sees no CUDA device",
+                where="--bench.device",
+                allowed="auto, cpu",
+                way_out="see refine-pl doctor",
+            )
+        name = ("cuda" if cuda else "cpu") if device == "auto" else device
+        self.device = torch.device(name)
+        if precision == "auto":
+            precision = "bf16-mixed" if name == "cuda" else "32-true"
+        self.precision = precision
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.repeats = repeats
+        self.recompute_cache = recompute_cache
+        self.json = json
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float64 if self.precision == "64-true" else torch.float32
+
+    def autocast(self) -> Callable[[], AbstractContextManager[None]]:
+        """The context of every forward."""
+        if self.precision == "bf16-mixed":
+            return lambda: torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check, time, print.
+
+    Returns:
+        0, or 1 if forked and recomputed updates are not equal: then nothing is timed.
+
+    Raises:
+        UserError: the configuration cannot be used.
+    """
+    settings, module = _parse(argv)
+    updater = _updater(settings, module)
+    plan = module.own_settings.plan
+    released = Recompute(use_cache=settings.recompute_cache, pad_to_full=True)
+    arms = arms_of(plan, Forked(), released)
+    _write(_head(settings, module))
+
+    apart = compare(updater, arms[1], arms[-1])
+    tolerance = _TOLERANCE[settings.precision]
+    equal = apart.holds(tolerance)
+    _write(
+        f"forked against recomputed: {apart.same_tokens:.0%} of the tokens equal, log-probabilities "
+        f"{apart.logprobs:.1e} apart, loss {apart.loss:.1e}, gradient {apart.gradient:.1e} "
+        f"(relative; allowed {tolerance:.0e}): {'equal' if equal else 'NOT EQUAL'}\n"
+    )
+    if not equal:
+        return 1
+    results = measure(updater, arms, settings.repeats, settings.device)
+    ratios = summary(results)
+    _write(render(results, settings.batch_size * settings.sequence_length) + "\n")
+    for name, value in ratios.items():
+        _write(f"{name:<28}{value:6.2f}")
+    if settings.json is not None:
+        figures = {
+            "machine": _machine(settings),
+            "sequence_length": settings.sequence_length,
+            "batch_size": settings.batch_size,
+            "equality": {name: getattr(apart, name) for name in apart.__slots__},
+            "arms": [result.as_dict() for result in results],
+            "ratios": ratios,
+        }
+        Path(settings.json).write_text(json.dumps(figures, indent=2) + "\n")
+        _write(f"\nfigures: {settings.json}")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[Settings, RefineModule]:
+    parser = ArgumentParser(prog="refine-pl bench", description=_HELP, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe, as for refine-pl fit")
+    parser.add_class_arguments(Settings, "bench")
+    parser.add_class_arguments(RefineModule, "model")
+    # The other sections of a recipe.
+    for section in ("trainer", "data", "seed_everything", "ckpt_path", "weights_only"):
+        parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
+    sources = read_sources(argv)
+    try:
+        config = parser.parse_args(argv)
+    except UserError:
+        raise
+    except Exception as error:
+        raise explain(error, parser, sources) from error
+    torch.manual_seed(0)
+    made = parser.instantiate_classes(config)
+    return made.bench, made.model
+
+
+def _updater(settings: Settings, module: RefineModule) -> Updater:
+    policy = module.policy.to(settings.device, settings.dtype)
+    shape = (settings.batch_size, settings.sequence_length)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, policy.vocab_size, shape, generator=generator)
+    batch = Batch(
+        tokens.to(settings.device),
+        torch.full((settings.batch_size,), settings.sequence_length, device=settings.device),
+        tuple(range(settings.batch_size)),
+    )
+    weights = module.own_settings.weights
+    if not weights.needs_rollouts:
+        weights = LossWeights(weights.ntp_weight)
+    return Updater(
+        policy,
+        module.refine_step.to(settings.device),
+        module.make_optimizer(policy.parameters()),
+        batch,
+        weights,
+        module.gradient_clip,
+        settings.autocast(),
+    )
+
+
+def _machine(settings: Settings) -> dict[str, str | int]:
+    name = f"{torch.get_num_threads()} threads"
+    if settings.device.type == "cuda":
+        name = torch.cuda.get_device_name(settings.device)
+    chosen = [f"{row.op}: {row.implementation}" for row in report() if row.chosen]
+    return {
+        "device": f"{settings.device.type} ({name})",
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "torch": torch.__version__,
+        "precision": settings.precision,
+        "kernels": ", ".join(chosen),
+    }
+
+
+def _head(settings: Settings, module: RefineModule) -> str:
+    size = sum(p.numel() for p in module.policy.parameters())
+    machine = _machine(settings)
+    return (
+        f"{type(module.policy).__name__}, {size:,} parameters; {settings.batch_size} x "
+        f"{settings.sequence_length:,} tokens, {module.own_settings.plan.rollout_length} rollout "
+        f"tokens; {machine['device']}, {settings.precision}, torch {machine['torch']}\n"
+        f"{machine['kernels']}"
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,62 @@
+"""Where sequences come from: corpora, tokenizers, and the Lightning data module that joins them.
+
+The names below are loaded when they are first used, so that a corpus or a tokenizer can be imported
+without Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refine_pl.data.collate import Row
+    from refine_pl.data.corpora.base import Corpus
+    from refine_pl.data.corpora.files import Files
+    from refine_pl.data.corpora.hub_dataset import HubDataset
+    from refine_pl.data.corpora.standard_library import StandardLibrary
+    from refine_pl.data.loader import BatchKey, BatchOrder, ResumableLoader
+    from refine_pl.data.text import TextData
+    from refine_pl.data.tokenizers import Bytes, HubTokenizer, Tokenizer
+
+__all__ = [
+    "BatchKey",
+    "BatchOrder",
+    "Bytes",
+    "Corpus",
+    "Files",
+    "HubDataset",
+    "HubTokenizer",
+    "ResumableLoader",
+    "Row",
+    "StandardLibrary",
+    "TextData",
+    "Tokenizer",
+]
+
+_HOME = {
+    "BatchKey": "loader",
+    "BatchOrder": "loader",
+    "Bytes": "tokenizers",
+    "Corpus": "corpora.base",
+    "Files": "corpora.files",
+    "HubDataset": "corpora.hub_dataset",
+    "HubTokenizer": "tokenizers",
+    "ResumableLoader": "loader",
+    "Row": "collate",
+    "StandardLibrary": "corpora.standard_library",
+    "TextData": "text",
+    "Tokenizer": "tokenizers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

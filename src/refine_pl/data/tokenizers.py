@@ -1,0 +1,183 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from refine_pl.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TokenIds = npt.NDArray[np.integer]
+
+
+class Tokenizer(ABC):
+    """Turns text into token ids and back. It adds nothing: no BOS, no end of text, no padding."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Ids are below this number, special ones included."""
+
+    @property
+    @abstractmethod
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, or ``None`` if there is none."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes whenever :meth:`encode` would give other ids: token caches are named by it."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special ids are shown, not dropped."""
+
+    @property
+    def label(self) -> str:
+        """What people read in messages."""
+        return type(self).__name__
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The ids of several texts, one array each; override where a batch is faster."""
+        return [np.asarray(self.encode(text), dtype=np.int64) for text in texts]
+
+
+class Bytes(Tokenizer):
+    """The bytes of UTF-8 are the ids 0 to 255; 256 ends a text. Needs no files."""
+
+    @property
+    def vocab_size(self) -> int:
+        """257."""
+        return 257
+
+    @property
+    def eos_token_id(self) -> int:
+        """256."""
+        return 256
+
+    @property
+    def fingerprint(self) -> str:
+        """A constant: there is nothing that could differ."""
+        return "bytes-1"
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of the text."""
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The bytes of the texts, one uint8 array each."""
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; bytes that are not UTF-8 become U+FFFD, 256 becomes ``<eos>``."""
+        parts: list[str] = []
+        pending = bytearray()
+        for token in ids:
+            if 0 <= token < 256:
+                pending.append(token)
+                continue
+            parts.append(pending.decode(errors="replace"))
+            parts.append("<eos>" if token == self.eos_token_id else f"<{token}>")
+            pending.clear()
+        parts.append(pending.decode(errors="replace"))
+        return "".join(parts)
+
+
+class HubTokenizer(Tokenizer):
+    """A tokenizer of the Hugging Face hub, or of a local folder. It is loaded when first used.
+
+    Args:
+        name: name on the hub, or a local folder.
+        revision: branch, tag or commit on the hub.
+    """
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        self.name = str(Path(name).expanduser()) if name.startswith("~") else name
+        self.revision = revision
+
+    @property
+    def label(self) -> str:
+        """The class and the name."""
+        return f"HubTokenizer {self.name}"
+
+    @property
+    def vocab_size(self) -> int:
+        """The base vocabulary and the tokens that were added to it."""
+        return len(self._loaded)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, or ``None`` if the tokenizer names none."""
+        token: int | None = self._loaded.eos_token_id
+        return token
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the tokenizer's whole definition, not of its name."""
+        backend = getattr(self._loaded, "backend_tokenizer", None)
+        if backend is not None:
+            definition: object = backend.to_str()
+        else:
+            definition = (
+                type(self._loaded).__name__,
+                sorted(self._loaded.get_vocab().items()),
+                sorted(self._loaded.special_tokens_map.items()),
+            )
+        return hashlib.blake2b(repr(definition).encode(), digest_size=16).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without special tokens around it."""
+        ids: list[int] = self._loaded.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The ids of several texts; a Rust tokenizer works on them in parallel."""
+        encoded = self._loaded(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        text = self._loaded.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    @cached_property
+    def _loaded(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.name, revision=self.revision or "main", trust_remote_code=False
+            )
+        except Exception as error:  # a damaged tokenizer.json raises a bare Exception from Rust
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            folder = Path(self.name).is_dir()
+            raise DataError(
+                f"the tokenizer {self.name!r} cannot be loaded: {reason}",
+                where="a local folder" if folder else "the hub and its local cache",
+                allowed="a folder with tokenizer.json, or the name of a model on the hub",
+                way_out="give a complete folder, for example one of save_pretrained"
+                if folder
+                else "check the name; without a network give a local folder",
+            ) from error

@@ -1,0 +1,213 @@
+"""The token cache: made once, never read half, never out of date."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refine_pl.data import Bytes, Corpus, Tokenizer
+from refine_pl.data.token_cache import TokenCache, default_cache_dir, tokenized
+from refine_pl.errors import ConfigError, DataError
+
+
+class Own(Corpus):
+    def __init__(self, **documents: str) -> None:
+        self.all = documents
+
+    def read(self):
+        yield from self.all.items()
+
+
+class Counting(Tokenizer):
+    """One id per character, offset; counts the texts that it was given."""
+
+    def __init__(self, vocab_size: int = 300, offset: int = 0) -> None:
+        self.size, self.offset, self.texts = vocab_size, offset, 0
+
+    vocab_size = property(lambda self: self.size)
+    eos_token_id = property(lambda self: None)
+    fingerprint = property(lambda self: f"counting {self.offset}")
+
+    def encode(self, text):
+        self.texts += 1
+        return [ord(character) + self.offset for character in text]
+
+    def decode(self, ids):
+        return "".join(chr(i - self.offset) for i in ids)
+
+
+CORPUS = Own(a="hello", empty="", b="world!")
+
+
+def folders(root: Path) -> list[Path]:
+    return sorted((root / "tokens").iterdir())
+
+
+def test_documents_come_back(tmp_path):
+    cache = tokenized(CORPUS, Bytes(), tmp_path)
+    assert len(cache) == 3
+    assert cache.names == ["a", "empty", "b"]
+    assert cache.lengths.tolist() == [5, 0, 6]
+    assert [bytes(cache.document(i).tolist()).decode() for i in range(3)] == ["hello", "", "world!"]
+    assert bytes(cache.document(2, 2, 4).tolist()) == b"rl"
+    assert bytes(cache.document(0, 3, 99).tolist()) == b"lo"  # not into the next document
+    assert cache.manifest.tokens == 11
+    assert cache.tokens.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
+def test_ids_take_the_smallest_type_that_holds_them(tmp_path, size, dtype):
+    tokenizer = Counting(vocab_size=size, offset=size - 128)
+    cache = tokenized(Own(a="\x7f\0"), tokenizer, tmp_path)
+    assert cache.tokens.dtype == dtype
+    assert cache.document(0).tolist() == [size - 1, size - 128]
+
+
+def test_made_once(tmp_path):
+    tokenizer = Counting()
+    lines: list[str] = []
+    for _ in range(3):
+        tokenized(CORPUS, tokenizer, tmp_path, lines.append)
+    assert tokenizer.texts == 3
+    assert len(lines) == 1
+    assert lines[0].startswith("Tokenizing Own with Counting into ")
+
+
+def test_made_again_for_other_content_or_tokenizer(tmp_path):
+    tokenizer = Counting()
+    tokenized(CORPUS, tokenizer, tmp_path)
+    tokenized(Own(a="hello", empty="", b="World!"), tokenizer, tmp_path)
+    tokenized(Own(a="hello", empty="", c="world!"), tokenizer, tmp_path)  # names are content
+    tokenized(CORPUS, Counting(offset=1), tmp_path)
+    tokenized(CORPUS, Counting(vocab_size=301), tmp_path)
+    assert len(folders(tmp_path)) == 5
+
+
+def test_skipped_rows_are_remembered(tmp_path):
+    class Skipping(Corpus):
+        on_bad_row = "skip"
+
+        def read(self):
+            self.bad_row("broken", where="row 0")
+            yield "a", "x"
+
+    tokenized(Skipping(), Bytes(), tmp_path)
+    manifest = tokenized(Skipping(), Bytes(), tmp_path).manifest
+    assert (manifest.skipped_rows, manifest.first_skipped) == (1, "row 0: broken")
+
+
+def test_nothing_is_left_of_a_build_that_stops(tmp_path):
+    class Stops(Counting):
+        def encode(self, text):
+            if text == "world!":
+                raise KeyboardInterrupt
+            return super().encode(text)
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenized(CORPUS, Stops(), tmp_path)
+    assert folders(tmp_path) == []
+
+
+def test_a_build_that_was_killed_is_not_taken_for_a_cache(tmp_path):
+    tokenized(CORPUS, Bytes(), tmp_path)
+    (folder,) = folders(tmp_path)
+    folder.rename(folder.parent / ".building-abc")
+    tokenizer = Counting()
+    tokenized(CORPUS, tokenizer, tmp_path)
+    assert tokenizer.texts == 3
+
+
+def test_two_processes_that_build_the_same(tmp_path):
+    """The other one finishes while this one is building."""
+    nested = []
+
+    class Slow(Counting):
+        def encode_batch(self, texts):
+            if not nested:
+                nested.append(None)
+                tokenized(CORPUS, Counting(), tmp_path)
+            return super().encode_batch(texts)
+
+    cache = tokenized(CORPUS, Slow(), tmp_path)
+    assert cache.lengths.tolist() == [5, 0, 6]
+    assert len(folders(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("tokens.bin", lambda c: c[:-2], "tokens.bin has 20 bytes for 11 tokens of uint16"),
+        ("tokens.bin", None, "FileNotFoundError"),
+        ("offsets.npy", lambda c: c[:-8], "ValueError"),
+        ("offsets.npy", lambda c: b"", "EOFError"),
+        ("offsets.npy", lambda c: c[:-8] + bytes(8), "offsets.npy does not divide tokens.bin"),
+        ("names.json", lambda c: b'["a"]', "does not hold 3 documents"),
+        ("names.json", lambda c: c[:-3], "JSONDecodeError"),
+        ("manifest.json", lambda c: b"{}", "TypeError"),
+        ("manifest.json", lambda c: c.replace(b'"format": 1', b'"format": 9'), "format 9"),
+    ],
+)
+def test_a_damaged_cache_is_made_again(tmp_path, name, damage, reason):
+    tokenized(CORPUS, Bytes(), tmp_path)
+    (folder,) = folders(tmp_path)
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
+    with pytest.raises(ValueError, match=reason):
+        TokenCache(folder)
+    lines: list[str] = []
+    cache = tokenized(CORPUS, Bytes(), tmp_path, lines.append)
+    assert "is damaged" in lines[0]
+    assert reason in lines[0]
+    assert lines[0].endswith("it is made again.")
+    assert bytes(cache.document(2).tolist()) == b"world!"
+    assert folders(tmp_path) == [folder]
+
+
+def test_a_corpus_that_changes_while_it_is_read(tmp_path):
+    class Growing(Own):
+        readings = 0
+
+        def read(self):
+            self.readings += 1
+            yield "a", "x" * self.readings
+
+    with pytest.raises(DataError, match="the corpus changed while it was being read"):
+        tokenized(Growing(), Bytes(), tmp_path)
+    assert folders(tmp_path) == []
+
+
+def test_ids_beyond_the_vocabulary(tmp_path):
+    with pytest.raises(DataError) as caught:
+        tokenized(CORPUS, Counting(vocab_size=110), tmp_path)
+    message = str(caught.value)
+    assert "the tokenizer made ids from 101 to 111" in message
+    assert "document a" in message
+    assert "0 to 109" in message
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        tokenized(CORPUS, Bytes(), tmp_path / "file")
+    assert "REFINE_PL_CACHE" in str(caught.value)
+
+
+def test_default_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("REFINE_PL_CACHE", raising=False)
+    assert default_cache_dir() == Path.home() / ".cache" / "refine-pl"
+    monkeypatch.setenv("REFINE_PL_CACHE", str(tmp_path))
+    tokenized(CORPUS, Bytes())
+    assert len(folders(tmp_path)) == 1
+
+
+def test_workers_receive_the_path_and_not_the_tokens(tmp_path):
+    cache = tokenized(Own(a="x" * 100_000), Bytes(), tmp_path)
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).document(0, 0, 2).tolist() == [120, 120]
