@@ -34,7 +34,7 @@ demo: $(STAMP) ## train a small DeltaNet on real text: next-token warm-up, then 
 	@$(BIN)/refine-pl fit --config configs/tiny_mid.yaml
 
 test: $(STAMP) ## the whole test suite
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, format and types
 	@$(BIN)/ruff check .

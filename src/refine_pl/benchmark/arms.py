@@ -87,7 +87,9 @@ class Updater:
             self.step.generator = arm.generator
         rollout_tokens = 1.0
         if isinstance(experience, Experience):
-            rollout_tokens = float(experience.rollouts.tokens.numel())
+            rollouts = experience.rollouts
+            tokens_per_position = rollouts.tokens[0, 0].numel()
+            rollout_tokens = float(rollouts.valid.sum().clamp(min=1) * tokens_per_position)
         counts = Counts(float(count_ntp_tokens(self.batch.num_tokens)), rollout_tokens)
         return self.step.loss(self.policy, experience, counts, self.weights)[0]
 

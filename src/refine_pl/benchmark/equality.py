@@ -36,9 +36,10 @@ def compare(updater: Updater, forked: Arm, other: Arm) -> Equality:
         first, second = (updater.draw(arm, stopwatch, update=0) for arm in (forked, other))
     assert isinstance(first, Experience)
     assert isinstance(second, Experience)
-    same = first.rollouts.tokens == second.rollouts.tokens
+    valid = first.rollouts.valid
+    same = (first.rollouts.tokens == second.rollouts.tokens)[valid]
     reached = same.cumprod(-1).bool()  # behind the first difference the texts differ
-    apart = (first.rollouts.logprobs - second.rollouts.logprobs).abs()
+    apart = (first.rollouts.logprobs - second.rollouts.logprobs)[valid].abs()
     for arm in (forked, other):
         with updater.precision():
             loss = updater.loss(arm, first)
@@ -48,7 +49,7 @@ def compare(updater: Updater, forked: Arm, other: Arm) -> Equality:
     (loss_a, grad_a), (loss_b, grad_b) = results
     return Equality(
         same_tokens=float(same.float().mean()),
-        logprobs=float(torch.where(reached, apart, 0).max()),
+        logprobs=float(apart.where(reached, 0).max()),
         loss=float((loss_a - loss_b).abs() / loss_b.abs()),
         gradient=float((grad_a - grad_b).norm() / grad_b.norm()),
     )

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
-from refine_kernels.backends import report
 
+from refine_kernels.backends import report
 from refine_pl.benchmark.arms import Updater, arms_of
 from refine_pl.benchmark.equality import compare
 from refine_pl.benchmark.measure import measure
@@ -32,6 +32,9 @@ _HELP = """Times whole updates of the model of a recipe, in turn: plain next-tok
 ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,
 padded to the full length). Checks first that forked and recomputed updates are equal. Text is
 random: only sizes matter. The recipe's trainer and data sections are read for the precision only."""
+
+# The other sections of a recipe.
+_UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only")
 
 # Rounding of one type, through some layers and thousands of tokens.
 _TOLERANCE = {"32-true": 1e-3, "64-true": 1e-8, "bf16-mixed": 0.1}
@@ -138,12 +141,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[Settings, RefineModule]:
-    parser = ArgumentParser(prog="refine-pl bench", description=_HELP, exit_on_error=False)
+    parser = ArgumentParser(
+        prog="refine-pl bench", description=_HELP, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="a recipe, as for refine-pl fit")
     parser.add_class_arguments(Settings, "bench")
     parser.add_class_arguments(RefineModule, "model")
-    # The other sections of a recipe.
-    for section in ("trainer", "data", "seed_everything", "ckpt_path", "weights_only"):
+    for section in _UNUSED:
         parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
     sources = read_sources(argv)
     try:
@@ -153,7 +157,9 @@ def _parse(argv: Sequence[str]) -> tuple[Settings, RefineModule]:
     except Exception as error:
         raise explain(error, parser, sources) from error
     torch.manual_seed(0)
-    made = parser.instantiate_classes(config)
+    for section in _UNUSED:  # a logger, say, must not be made
+        config.pop(section, None)
+    made = parser.instantiate(config)
     return made.bench, made.model
 
 

@@ -1,0 +1,163 @@
+"""Times each operation of refine_kernels, forward and backward, after checking it.
+
+    python kernels/benchmarks/run.py --length 8192 --heads 4 --width 64 --vocab_size 32000
+
+Each row: the operation, milliseconds of the forward alone (without gradients), of forward and
+backward, and how far it is from its reference on a small problem of the same kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
+from refine_kernels.delta_rule.reference import delta_rule_reference
+from refine_kernels.short_conv import short_conv
+from refine_kernels.short_conv.reference import short_conv_reference
+from refine_kernels.token_stats import token_stats
+from refine_kernels.token_stats.reference import token_stats_reference
+
+
+@dataclass
+class Entry:
+    """One operation at one size: what is timed, and what it must equal on a small problem."""
+
+    name: str
+    inputs: list[Tensor]
+    run: Callable[..., Tensor]
+    check: Callable[[], float]
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    """The relative difference of two tensors."""
+    return float((got - expected).norm() / expected.norm())
+
+
+def entries(args: argparse.Namespace) -> list[Entry]:
+    """All operations at the sizes that were asked for."""
+    device, heads, width, length = args.device, args.heads, args.width, args.length
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device)
+
+    def rule(rows: int, tokens: int) -> list[Tensor]:
+        q, k, v = (draw(rows, tokens, heads, width) for _ in "qkv")
+        return [q, k, v, torch.rand(rows, tokens, heads, device=device)]
+
+    small = rule(2, 150)
+    small_decay = -torch.rand(2, 150, heads, device=device)
+    reference, states = delta_rule_reference(*small, normalize_qk=True)
+    decayed = delta_rule_reference(*small, small_decay, normalize_qk=True)[0]
+    decay = -torch.rand(1, length, heads, device=device)
+    forks = rule(64, 5)
+    matrices = draw(8, heads, width, width)
+    model = heads * width
+    weight, conv_in = draw(model, 1, 4), draw(1, length, model)
+    head, hidden = draw(args.vocab_size, model) / model**0.5, draw(length, model)
+    targets = torch.randint(0, args.vocab_size, (length,), device=device)
+
+    def check_shared() -> float:
+        start = SharedState(states[:, 145])
+        got, _ = delta_rule_shared(*(x[:, 145:] for x in small), None, start, normalize_qk=True)
+        return apart(got, reference[:, 145:])
+
+    def check_stats() -> float:
+        expected = token_stats_reference(hidden[:99], head, targets[:99])[1]
+        return apart(token_stats(hidden[:99], head, entropy=True).entropy, expected)
+
+    tail = torch.zeros(1, 3, model, device=device)
+    return [
+        Entry(
+            "delta_rule",
+            rule(1, length),
+            lambda *x: delta_rule(*x, normalize_qk=True).output,
+            lambda: apart(delta_rule(*small, normalize_qk=True).output, reference),
+        ),
+        Entry(
+            "delta_rule, decay",
+            [*rule(1, length), decay],
+            lambda *x: delta_rule(*x, normalize_qk=True).output,
+            lambda: apart(delta_rule(*small, small_decay, normalize_qk=True).output, decayed),
+        ),
+        Entry(
+            "delta_rule_shared, 8 x 8 forks of 5",
+            forks,
+            lambda *x: delta_rule_shared(*x, None, SharedState(matrices, 8), normalize_qk=True)[0],
+            check_shared,
+        ),
+        Entry(
+            "short_conv",
+            [conv_in, weight],
+            lambda x, w: short_conv(x, w),
+            lambda: apart(
+                short_conv(conv_in[:, :99], weight),
+                short_conv_reference(conv_in[:, :99], weight, None, tail, True),
+            ),
+        ),
+        Entry(
+            "token_stats, log-probability",
+            [hidden, head],
+            lambda h, w: token_stats(h, w, targets).logprob,
+            check_stats,
+        ),
+        Entry(
+            "token_stats, entropy",
+            [hidden, head],
+            lambda h, w: token_stats(h, w, entropy=True).entropy,
+            check_stats,
+        ),
+    ]
+
+
+def median_ms(work: Callable[[], object], repeats: int, device: str) -> float:
+    """The median of ``repeats`` runs after one that is not timed, milliseconds."""
+    times = []
+    for _ in range(repeats + 1):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[1:])
+
+
+def main() -> None:
+    """Check, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--length", type=int, default=8192, help="tokens")
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--width", type=int, default=64, help="of a head")
+    parser.add_argument("--vocab_size", type=int, default=32000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"{'':<36}{'forward ms':>12}{'both ms':>12}{'apart':>12}")
+    for entry in entries(args):
+        difference = entry.check()
+        if not difference < 1e-3:
+            raise SystemExit(f"{entry.name} is {difference:.1e} from its reference; not timed")
+
+        def forward(entry: Entry = entry) -> None:
+            with torch.no_grad():
+                entry.run(*entry.inputs)
+
+        def both(entry: Entry = entry) -> None:
+            leaves = [x.detach().requires_grad_() for x in entry.inputs]
+            entry.run(*leaves).sum().backward()
+
+        times = [median_ms(work, args.repeats, args.device) for work in (forward, both)]
+        print(f"{entry.name:<36}{times[0]:>12.1f}{times[1]:>12.1f}{difference:>12.1e}")
+
+
+if __name__ == "__main__":
+    main()

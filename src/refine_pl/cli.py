@@ -1,0 +1,132 @@
+"""The command ``refine-pl``: finds the subcommand, and says in a few lines what went wrong.
+
+It defines no components and imports none before a subcommand needs them, so that ``--help`` is
+quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from refine_pl.errors import ConfigError, UserError, nearest
+
+_TRAINER = "refine_pl.commands.lightning_cli"  # any method of Lightning's trainer
+
+# name: (module with a main(argv), whether main gets the name too, one line for people)
+COMMANDS = {
+    "fit": (_TRAINER, True, "train: refine-pl fit --config configs/tiny_mid.yaml"),
+    "validate": (_TRAINER, True, "measure a model on held-out documents"),
+    "bench": ("refine_pl.commands.bench", False, "time an update of a recipe's model"),
+    "doctor": ("refine_pl.commands.doctor", False, "versions, devices, and which kernels run"),
+}
+
+USER_ERROR = 2
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        argv: the arguments after the program's name; those of this process if left out.
+
+    Returns:
+        The exit code: 0, 2 if something that the user gave cannot be used, 130 after Ctrl-C.
+    """
+    # For a user's own classes; last, so that nothing there hides an installed package.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"interrupted; {stop or 'no checkpoint was written'}\n")
+        return INTERRUPTED
+    except Exception as error:
+        user_error = _user_error(error)
+        if user_error is None:
+            raise
+        sys.stderr.write(_wrapped(f"error: {user_error}"))
+        return USER_ERROR
+
+
+def _run(argv: list[str]) -> int:
+    word = argv[0] if argv else None
+    if word in (None, "-h", "--help"):
+        (sys.stdout if word else sys.stderr).write(_help())
+        return 0 if word else USER_ERROR
+    if word == "--version":
+        sys.stdout.write(f"refine-pl {_version()}\n")
+        return 0
+    if word not in COMMANDS:
+        close = nearest(word, COMMANDS)
+        if word.startswith("-"):
+            way_out = "options come after the command: refine-pl fit --config FILE"
+        else:
+            way_out = f"did you mean {close}?" if close else "refine-pl --help"
+        raise ConfigError(
+            f"refine-pl has no command {word!r}", allowed=", ".join(COMMANDS), way_out=way_out
+        )
+    module, wants_name, _ = COMMANDS[word]
+    code: int = importlib.import_module(module).main(argv if wants_name else argv[1:])
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {line}" for name, (_, _, line) in COMMANDS.items())
+    return f"""usage: refine-pl COMMAND [OPTIONS]
+
+ReFINE: next-sequence-prediction training of fast-weight language models.
+
+commands:
+{commands}
+
+options:
+  --help     this text; refine-pl COMMAND --help lists the options of a command
+  --version  the version
+"""
+
+
+def _user_error(error: BaseException) -> str | None:
+    """The text of the :class:`UserError` that ``error`` is or was raised from, if there is one."""
+    current: BaseException | None = error
+    while current is not None and not isinstance(current, UserError):
+        current = current.__cause__
+    if current is None:
+        return None
+    # A data loader's worker sends the error with its traceback in the text.
+    text = str(current)
+    return (
+        text.rpartition(f"{type(current).__name__}: ")[2].strip() if "Traceback" in text else text
+    )
+
+
+def _wrapped(text: str) -> str:
+    """Lines of at most 100 columns, continued under the text of the line."""
+    import textwrap
+
+    lines = text.splitlines()
+    return "".join(
+        textwrap.fill(
+            line,
+            100,
+            subsequent_indent=" " * 11 if line.startswith("  ") else "  ",
+            drop_whitespace=True,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        + "\n"
+        for line in lines
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("refine-pl")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,1 @@
+"""The subcommands of ``refine-pl``, one file each, and what they share."""

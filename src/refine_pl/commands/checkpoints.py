@@ -1,0 +1,110 @@
+"""What a checkpoint says about the run that wrote it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from refine_pl.commands.config_schema import Setting, parser_schema
+from refine_pl.errors import CheckpointError, nearest
+
+# Words that stand for a checkpoint which only the trainer can find.
+LOOKED_UP_BY_THE_TRAINER = ("last", "best", "hpc")
+
+
+def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
+    """A training checkpoint. Its tensors stay on disk until they are used.
+
+    Args:
+        path: a file, or the folder that sharded training writes (then without the weights).
+        weights_only: refuse everything but tensors and plain Python values.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it holds code.
+    """
+    file = Path(path)
+    if file.is_dir() and (file / "meta.pt").is_file():
+        file = file / "meta.pt"
+    if not file.is_file():
+        raise _absent(file)
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(
+            f"{file} is not a checkpoint, or is incomplete",
+            where="--ckpt_path",
+            allowed="a .ckpt file written by `refine-pl fit`",
+        )
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=weights_only, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise CheckpointError(
+            f"{file} holds more than tensors and plain values" + (f": {found[1]}" if found else ""),
+            where="--ckpt_path",
+            allowed="checkpoints that can be loaded without running code from them",
+            way_out="--weights_only false, if you trust whoever wrote the file",
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {str(error).splitlines()[0]}", where="--ckpt_path"
+        ) from error
+    trained = isinstance(content, dict) and "pytorch-lightning_version" in content
+    if not trained:
+        raise CheckpointError(
+            f"{file} is not a checkpoint of a training run",
+            where="--ckpt_path",
+            allowed="a .ckpt file written by `refine-pl fit`",
+            way_out="bare weights are loaded by the backbone, not by --ckpt_path",
+        )
+    return content
+
+
+def use_as_defaults(checkpoint: Mapping[str, Any], parser: ArgumentParser) -> list[str]:
+    """Make the checkpoint's hyper-parameters the defaults of ``parser``.
+
+    So what a configuration file or the command line gives beats the checkpoint, and what neither
+    gives is as it was when the checkpoint was written.
+
+    Returns:
+        Hyper-parameters that this version does not know, which are left out.
+
+    Raises:
+        CheckpointError: one names a class that cannot be imported.
+    """
+    hparams = dict(checkpoint.get("hyper_parameters") or {})
+    model = parser_schema(parser)["model"]
+    assert not isinstance(model, Setting)
+    unknown = []
+    for name, value in hparams.items():
+        if name in model:
+            try:
+                parser.set_defaults({f"model.{name}": value})
+            except Exception as error:  # whatever importing a class raises
+                raise CheckpointError(
+                    f"the checkpoint's model.{name} cannot be used: {error}",
+                    where="--ckpt_path",
+                    way_out=f"give model.{name} in the configuration, "
+                    "or put the class's file where it was",
+                ) from error
+        elif not name.startswith("_"):
+            unknown.append(name)
+    return unknown
+
+
+def _absent(file: Path) -> CheckpointError:
+    folder = file.parent
+    siblings = [p.name for p in folder.glob("*.ckpt")] if folder.is_dir() else []
+    close = nearest(file.name, siblings)
+    if close:
+        way_out = f"did you mean {folder / close}?"
+    elif folder.is_dir():
+        way_out = f"checkpoints there: {', '.join(sorted(siblings)) or 'none'}"
+    else:
+        way_out = f"there is no folder {folder} either"
+    return CheckpointError(f"there is no checkpoint {file}", where="--ckpt_path", way_out=way_out)

@@ -1,0 +1,202 @@
+"""Where the settings of a run were given: configuration files, in order, and the command line.
+
+The parser merges everything into one tree and forgets where a value came from. What is kept here is
+used to say it: the file and the line of every key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refine_pl.errors import ConfigError, nearest
+
+Key = tuple[str | int, ...]  # ("trainer", "callbacks", 0, "init_args", "save_top_k")
+
+_FLAGS = {"-h", "--help", "--print_config"}  # options that stand alone
+
+
+@dataclass(frozen=True)
+class Source:
+    """Settings that were given in one place.
+
+    Args:
+        name: how a person would call the place.
+        values: the settings, nested.
+        lines: the line of each key, for files.
+        base: the key that the whole of ``values`` belongs under.
+        on_command_line: whether it is an option. In an option the names ``init_args`` may be left
+            out: ``--model.selector.min_prefix 8``.
+    """
+
+    name: str
+    values: dict[str, Any]
+    lines: Mapping[Key, int] = field(default_factory=dict)
+    base: Key = ()
+    on_command_line: bool = False
+
+    def where(self, key: Key) -> str:
+        """The file and the line of ``key``, or of what is nearest around it."""
+        inner = key[len(self.base) :]
+        for length in range(len(inner), 0, -1):
+            line = self.lines.get(inner[:length])
+            if line is not None:
+                return f"{self.name}, line {line}"
+        return self.name
+
+
+def dotted(key: Key) -> str:
+    """``trainer.callbacks[0].init_args``."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def read_sources(argv: Sequence[str]) -> list[Source]:
+    """The places that the options ``argv`` of a subcommand take settings from, in their order.
+
+    Raises:
+        ConfigError: a file cannot be read or is not a mapping, or an argument is no option.
+    """
+    sources = []
+    for option, value in _options(argv):
+        if option in ("-c", "--config"):
+            sources.append(_config(value))
+        else:
+            values = _nested(option.removeprefix("--").removesuffix("+"), _scalar(value))
+            sources.append(Source(f"command line, {option}", values, on_command_line=True))
+    return sources
+
+
+def read_file(path: str | os.PathLike[str], base: Key = ()) -> Source:
+    """The settings of one YAML or JSON file.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, is not a mapping, or gives a key twice.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from error
+    return _parse(text, str(path), base)
+
+
+def last_value(sources: Sequence[Source], key: str) -> Any:
+    """What the last of ``sources`` that sets the top-level ``key`` sets it to, or None."""
+    values = [source.values[key] for source in sources if key in source.values]
+    return values[-1] if values else None
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The options with their values, as argparse pairs them."""
+    words = list(argv)
+    while words:
+        option, equals, value = words.pop(0).partition("=")
+        follows = bool(words) and not words[0].startswith("--")
+        if option.endswith(".help"):  # may be followed by the name of a class
+            if follows and not equals:
+                words.pop(0)
+            continue
+        if option in _FLAGS:
+            continue
+        if not option.startswith("--") and option != "-c":
+            raise ConfigError(
+                f"{option!r} is not an option",
+                where="command line",
+                allowed="options of the form --model.num_segments 8",
+                way_out=f"--config {option}" if option.endswith((".yaml", ".yml")) else None,
+            )
+        if not equals and not follows:
+            raise ConfigError(f"{option} has no value", where="command line")
+        yield option, value if equals else words.pop(0)
+
+
+def _config(value: str) -> Source:
+    # A configuration may also be given as text in the place of a file name.
+    if not os.path.exists(value) and ("\n" in value or ": " in value or value.startswith("{")):
+        return _parse(value, "command line, --config", ())
+    return read_file(value)
+
+
+def _parse(text: str, name: str, base: Key) -> Source:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(
+            f"the configuration is not valid YAML: {problem}",
+            where=f"{name}{line}",
+            way_out="look at the indentation, brackets, colons and quotes of this line and the "
+            "one before",
+        ) from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(
+            "the configuration is empty"
+            if values is None
+            else f"the configuration is a {type(values).__name__}, not a mapping of keys to values",
+            where=name,
+            allowed="a mapping with the keys model, data, trainer, ...",
+        )
+    return Source(name, values, dict(_lines(node, (), name)), base)
+
+
+def _lines(node: yaml.Node, key: Key, name: str) -> Iterator[tuple[Key, int]]:
+    """The line of every key below ``node``; a key that is given twice is an error."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*key, index), item.start_mark.line + 1
+            yield from _lines(item, (*key, index), name)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for name_node, item in node.value:
+        inner = (*key, str(name_node.value))
+        line = name_node.start_mark.line + 1
+        if name_node.value in first and name_node.value != "<<":
+            raise ConfigError(
+                f"{dotted(inner)} is given twice",
+                where=f"{name}, lines {first[name_node.value]} and {line}",
+                way_out="keep one of the two; YAML would silently take the second",
+            )
+        first[name_node.value] = line
+        yield inner, line
+        yield from _lines(item, inner, name)
+
+
+def _unreadable(file: Path, error: Exception) -> ConfigError:
+    if file.is_dir():
+        return ConfigError(f"{file} is a folder, not a configuration file", where="--config")
+    if file.exists():
+        return ConfigError(f"{file} cannot be read: {error}", where="--config")
+    folders = {file.parent, Path("configs")}
+    known = {p.name: p for folder in folders if folder.is_dir() for p in folder.rglob("*.yaml")}
+    close = nearest(file.name, known)
+    return ConfigError(
+        f"there is no configuration file {file}",
+        where="--config",
+        way_out=f"did you mean {known[close]}?" if close else f"looked from {Path.cwd()}",
+    )
+
+
+def _nested(option: str, value: Any) -> dict[str, Any]:
+    for part in reversed(option.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

@@ -1,0 +1,227 @@
+"""``refine-pl fit`` and its like: configuration, module, data module and trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+
+from refine_pl.callbacks import RandomState
+from refine_pl.commands.checkpoints import (
+    LOOKED_UP_BY_THE_TRAINER,
+    read_checkpoint,
+    use_as_defaults,
+)
+from refine_pl.commands.config_errors import explain, refuse_nulls
+from refine_pl.commands.config_sources import last_value, read_sources
+from refine_pl.errors import ConfigError, UserError
+from refine_pl.module import RefineModule
+
+_HELP = """Settings come from --config files and from options; what comes later wins.
+A second --config is merged key by key, but dicts and lists (model.rewards, trainer.callbacks) are
+replaced as a whole. To change one reward, name its key:
+--model.rewards.mine.init_args.weight 0
+With --ckpt_path, the checkpoint's model settings are the defaults, and both beat them."""
+
+# What constructors raise when they do not like their arguments.
+_REFUSALS = (MisconfigurationException, ValueError, ModuleNotFoundError)
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    # The data module gives every rank its own rows.
+    "use_distributed_sampler": False,
+    # A run validates before it trains on purpose or not at all.
+    "num_sanity_val_steps": 0,
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": "refine"},
+    },
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: the name of a method of the trainer, and its options.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+        KeyboardInterrupt: the run was interrupted; its text says where the last checkpoint is.
+    """
+    # Lightning's own use of its dependencies, and its advertisements.
+    warnings.filterwarnings("ignore", message=".*(treespec|LeafSpec)")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    RefineCLI(argv)
+    return 0
+
+
+class SaveConfigOnce(SaveConfigCallback):
+    """Saves the resolved configuration in the run's folder, and never over another one."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; a run without a logger has no folder.
+
+        Raises:
+            ConfigError: the run's folder already holds one.
+        """
+        if self.already_saved or not trainer.loggers:
+            return
+        folder = trainer.log_dir
+        assert folder is not None
+        # The first process decides for all: it will have written when another one looks.
+        taken = os.path.exists(os.path.join(folder, self.config_filename))
+        if trainer.strategy.broadcast(taken and trainer.is_global_zero):
+            raise ConfigError(
+                f"{folder} already holds a run",
+                where="trainer.logger",
+                way_out="leave trainer.logger.init_args.version out: runs are then numbered",
+            )
+        super().setup(trainer, pl_module, stage)
+
+
+class RefineCLI(LightningCLI):
+    """The command line of :class:`RefineModule` with any data module.
+
+    Args:
+        argv: the name of the subcommand and its options.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._name = argv[0]
+        super().__init__(
+            RefineModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigOnce,
+            trainer_defaults=dict(_TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "prog": "refine-pl",
+                "exit_on_error": False,
+                "allow_abbrev": False,  # --model.num_seg would silently be taken
+                argv[0]: {"description": _HELP},
+            },
+            args=list(argv),
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that was asked for: a parser takes a tenth of a second to build."""
+        return {self._name: LightningCLI.subcommands()[self._name]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with the checkpoint's hyper-parameters as defaults.
+
+        Raises:
+            UserError: the configuration or the checkpoint cannot be used.
+        """
+        subparser = self._parser(args[0])
+        sources = read_sources(args[1:])
+        self._read_checkpoint(
+            subparser, last_value(sources, "ckpt_path"), last_value(sources, "weights_only")
+        )
+        try:
+            self.config = parser.parse_args(args)
+        except Exception as error:
+            raise explain(error, subparser, sources) from error
+        refuse_nulls(subparser, sources)
+
+    def _read_checkpoint(self, parser: ArgumentParser, path: Any, weights_only: Any) -> None:
+        if not isinstance(path, str) or path in LOOKED_UP_BY_THE_TRAINER:
+            return
+        checkpoint = read_checkpoint(path, weights_only=weights_only is not False)
+        unknown = use_as_defaults(checkpoint, parser)
+        if unknown:
+            warnings.warn(
+                f"hyper-parameters of {path} that this version does not know are left out: "
+                + ", ".join(unknown),
+                stacklevel=2,
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the checkpoint beat the configuration here."""
+
+    def instantiate_classes(self) -> None:
+        """Make the data module, the module and the trainer.
+
+        Raises:
+            UserError: one of them, or a part of one, refuses a value.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            root: BaseException = error  # jsonargparse wraps what a constructor raises, in layers
+            while root.__cause__ is not None and not isinstance(root, UserError):
+                root = root.__cause__
+            if isinstance(root, _REFUSALS) and not isinstance(root, UserError):
+                raise _refused(root) from error
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the callback that an exact resume needs."""
+        given = self._get(self.config_init, "trainer")["callbacks"] or []
+        if not any(isinstance(callback, RandomState) for callback in given):
+            self.trainer_defaults["callbacks"] = [RandomState()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise _refused(error) from error
+        except ValueError as error:  # a part of the configuration that is only made during the run
+            if isinstance(_under_construction(error), Optimizer):
+                raise _refused(error) from error
+            raise
+        except SystemExit as stop:
+            # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt(_last_checkpoint(self.trainer)) from None
+            raise
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
+def _refused(error: BaseException) -> ConfigError:
+    """What a constructor of Lightning or torch said, with the class that said it."""
+    made = _under_construction(error)
+    owner = "the trainer" if made is None else type(made).__name__
+    text = " ".join(str(error).split())[:500]
+    return ConfigError(f"{owner} refuses its settings: {text}")
+
+
+def _under_construction(error: BaseException) -> object | None:
+    """The innermost object whose constructor raised ``error``."""
+    made, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
+            candidate = frame.f_locals["self"]
+            made = made if type(candidate).__name__.startswith("_") else candidate
+        trace = trace.tb_next
+    return made
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    written = [
+        path
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+        for path in (callback.last_model_path, callback._last_checkpoint_saved)
+        if path and os.path.exists(path)
+    ]
+    if not written:
+        return "no checkpoint was written"
+    newest = max(written, key=os.path.getmtime)
+    return f"the last checkpoint is {newest}; continue with --ckpt_path {newest}"

@@ -1,0 +1,225 @@
+"""Checks of a whole run before it starts: settings that are legal alone but not together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+
+from refine_pl.errors import CheckpointError, ConfigError
+from refine_pl.records import RolloutPlan
+from refine_pl.selectors import PositionSelector
+from refine_pl.selectors.base import segment_bounds
+
+if TYPE_CHECKING:
+    from refine_pl.module import RefineModule
+
+SMALL_LR = 1e-4
+"""Below it, steps are lost in the rounding of bfloat16 weights."""
+
+SHOWN_MISFITS = 3
+
+
+def check_trainer(trainer: Trainer, module: RefineModule) -> None:
+    """Refuse settings of the trainer that would train something else than what they say.
+
+    Raises:
+        ConfigError: at the first setting that does not fit.
+    """
+    _check_manual_optimization(trainer)
+    _check_precision(str(trainer.precision))
+    batch_size = getattr(_datamodule(trainer), "batch_size", None)
+    if isinstance(batch_size, int):
+        processes = trainer.world_size
+        check_batch_size(batch_size, module.minibatch_size, module.microbatch_size, processes)
+        _check_checkpoints(trainer, batch_size // module.minibatch_size)
+
+
+def check_data(trainer: Trainer, module: RefineModule) -> None:
+    """Refuse data that the model cannot read, once the data module is set up.
+
+    Raises:
+        ConfigError: if the tokenizer has more tokens than the backbone, or the segments do not fit.
+    """
+    data = _datamodule(trainer)
+    needed, available = getattr(data, "vocab_size", None), module.policy.vocab_size
+    if needed is None:
+        needed = getattr(getattr(data, "tokenizer", None), "vocab_size", None)
+    if isinstance(needed, int) and needed > available:
+        raise ConfigError(
+            f"the tokenizer has {needed} tokens, the backbone only {available}",
+            where="model.backbone.init_args.vocab_size",
+            allowed=f"{needed} or more",
+        )
+    if module.settings.weights.needs_rollouts:
+        check_plan(trainer, module, module.settings.plan, "model.num_segments")
+
+
+def check_plan(trainer: Trainer, module: RefineModule, plan: RolloutPlan, where: str) -> None:
+    """Refuse a plan for which some segment of a full-length sequence has no legal position.
+
+    Raises:
+        ConfigError: naming ``where`` the plan came from.
+    """
+    length = getattr(_datamodule(trainer), "sequence_length", None)
+    selector = module.refine_step.selector
+    if not isinstance(length, int) or not isinstance(selector, PositionSelector):
+        return
+    index, num_tokens = torch.arange(length), torch.tensor(length)
+    legal = selector.legal(index, num_tokens, plan)
+    start, stop = (bound[0] for bound in segment_bounds(num_tokens[None], plan.num_segments))
+    inside = (index >= start[:, None]) & (index < stop[:, None])
+    usable = int((inside & legal).any(-1).sum())
+    if usable < plan.num_segments:
+        raise ConfigError(
+            f"{plan.num_segments} segments do not fit sequences of {length} tokens: only {usable} "
+            "of them hold a token where a rollout may start",
+            where=where,
+            allowed=f"at least {selector.min_prefix} tokens before a position, and "
+            f"{max(selector.min_suffix, plan.rollout_length)} from it on",
+            way_out="fewer segments, longer sequences, or a smaller min_prefix of the selector",
+        )
+
+
+def check_batch_size(
+    batch_size: int, minibatch_size: int, microbatch_size: int, processes: int
+) -> None:
+    """Refuse sizes that do not divide each other.
+
+    Args:
+        batch_size: sequences of a batch, over all processes.
+        minibatch_size: sequences of an update, over all processes.
+        microbatch_size: sequences of a pass, on each process.
+        processes: that share each mini-batch.
+
+    Raises:
+        ConfigError: naming the two sizes.
+    """
+    if batch_size % minibatch_size:
+        raise ConfigError(
+            f"batches of {batch_size} sequences cannot be cut into mini-batches of "
+            f"{minibatch_size}",
+            where="model.minibatch_size",
+            allowed=f"a divisor of the batch size of the data ({batch_size})",
+            way_out=f"model.minibatch_size: {batch_size} makes one optimizer step per batch",
+        )
+    if minibatch_size % processes:
+        raise ConfigError(
+            f"mini-batches of {minibatch_size} sequences cannot be shared by {processes} processes",
+            where="model.minibatch_size",
+            allowed=f"a multiple of {processes}: it counts over all processes",
+        )
+    local = minibatch_size // processes
+    if local % microbatch_size:
+        raise ConfigError(
+            f"mini-batches of {local} sequences on each process cannot be cut into micro-batches "
+            f"of {microbatch_size}",
+            where="model.microbatch_size",
+            allowed=f"a divisor of {local}: model.minibatch_size {minibatch_size} over "
+            f"{processes} process{'es' if processes > 1 else ''}",
+        )
+
+
+def check_state(
+    own: Mapping[str, Any], given: Mapping[str, Any], model: str, strict: bool = True
+) -> None:
+    """Refuse a checkpoint of another architecture.
+
+    Args:
+        own: the module's state.
+        given: the checkpoint's.
+        model: what the module is called in the message.
+        strict: whether both must have the same keys.
+
+    Raises:
+        CheckpointError: naming the first keys that do not fit.
+    """
+    misfits = []
+    if strict:
+        misfits += [f"missing {key}" for key in own if key not in given]
+        misfits += [f"unexpected {key}" for key in given if key not in own]
+    for key, value in given.items():
+        if isinstance(value, Tensor) and key in own and value.shape != own[key].shape:
+            misfits.append(f"{key} has shape {list(value.shape)}, not {list(own[key].shape)}")
+    if misfits:
+        shown, more = misfits[:SHOWN_MISFITS], len(misfits) - SHOWN_MISFITS
+        raise CheckpointError(
+            f"the checkpoint does not fit this {model}: {'; '.join(shown)}"
+            + (f"; and {more} more" if more > 0 else ""),
+            allowed="a checkpoint of the same backbone with the same sizes",
+            way_out="compare model.backbone with the config.yaml beside the checkpoint",
+        )
+
+
+def _check_manual_optimization(trainer: Trainer) -> None:
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}",
+            allowed="1: this model accumulates the micro-batches of a mini-batch by itself",
+            way_out="set model.minibatch_size and model.microbatch_size",
+        )
+    if trainer.gradient_clip_val:
+        raise ConfigError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}",
+            allowed="nothing: this model clips its own gradients",
+            way_out=f"model.gradient_clip: {trainer.gradient_clip_val}",
+        )
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise ConfigError(
+            "trainer.strategy is FSDP, which cannot run several backward passes per batch",
+            allowed="auto, ddp, or lightning.pytorch.strategies.ModelParallelStrategy",
+        )
+
+
+def _check_precision(precision: str) -> None:
+    if precision.startswith("16"):
+        raise ConfigError(
+            f"trainer.precision is {precision}",
+            allowed="32-true, bf16-mixed, 64-true",
+            way_out="bf16-mixed: float16 scales the gradients, which are clipped here unscaled",
+        )
+
+
+def check_small_lr(precision: str, lr: float) -> None:
+    """Refuse to train bfloat16 weights with steps that they cannot represent.
+
+    Raises:
+        ConfigError: with both values.
+    """
+    if precision == "bf16-true" and lr < SMALL_LR:
+        raise ConfigError(
+            f"trainer.precision is bf16-true and the learning rate {lr:g}: nearly every step would "
+            "be rounded away",
+            allowed=f"a learning rate of {SMALL_LR:g} or more with bfloat16 weights",
+            way_out="trainer.precision: bf16-mixed keeps float32 weights",
+        )
+
+
+def _check_checkpoints(trainer: Trainer, updates: int) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        every = callback._every_n_train_steps
+        if every > 0 and every % updates:
+            raise ConfigError(
+                f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps, and a batch "
+                f"makes {updates} of them",
+                where="trainer.callbacks",
+                allowed=f"a multiple of {updates}",
+                way_out=f"every_n_train_steps: {every * updates} saves every {every} batches",
+            )
+        if callback._train_time_interval is not None:
+            raise ConfigError(
+                "ModelCheckpoint(train_time_interval) never saves under manual optimization",
+                where="trainer.callbacks",
+                way_out=f"every_n_train_steps: a multiple of {updates}",
+            )
+
+
+def _datamodule(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)

@@ -1,0 +1,71 @@
+"""``refine-pl bench``: it checks before it times, and prints what it measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import command_line
+import pytest
+
+from refine_pl.benchmark import equality
+
+RECIPE = str(Path(__file__).parents[2] / "configs" / "tiny_mid.yaml")
+SMALL = [
+    "--bench.sequence_length=160",
+    "--bench.repeats=2",
+    "--bench.device=cpu",
+    "--model.backbone.init_args.hidden_size=32",
+    "--model.backbone.init_args.num_hidden_layers=2",
+    "--model.num_segments=2",
+]
+
+
+def test_table_and_figures(tmp_path):
+    figures = tmp_path / "figures.json"
+    outcome = command_line.run("bench", "--config", RECIPE, *SMALL, f"--bench.json={figures}")
+    assert outcome.code == 0, outcome.stderr
+    assert "equal" in outcome.stdout
+    assert "NOT EQUAL" not in outcome.stdout
+    written = json.loads(figures.read_text())
+    assert [arm["name"].split(",")[0] for arm in written["arms"]] == [
+        "SFT",
+        "ReFINE forked",
+        "ReFINE forked",
+        "ReFINE forked",
+        "ReFINE recompute",
+    ]
+    for arm in written["arms"]:
+        assert arm["repeats"] == 2
+        assert 0 < arm["min_s"] <= arm["median_s"] <= arm["max_s"]
+        assert arm["peak_bytes"] > 0
+        assert arm["name"] in outcome.stdout
+    forked = written["arms"][1]
+    assert set(forked["parts_s"]) == {"prefill", "select", "rollout", "reward", "update"}
+    assert len(written["ratios"]) == 5
+    assert written["equality"]["same_tokens"] == 1.0
+
+
+def test_nothing_is_timed_when_the_arms_differ(monkeypatch):
+    apart = equality.Equality(same_tokens=0.5, logprobs=1.0, loss=0.1, gradient=0.2)
+    monkeypatch.setattr("refine_pl.commands.bench.compare", lambda *_: apart)
+    outcome = command_line.run("bench", "--config", RECIPE, *SMALL)
+    assert outcome.code == 1
+    assert "NOT EQUAL" in outcome.stdout
+    assert "SFT  " not in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "fragments"),
+    [
+        ("--bench.repeats=0", ["bench.repeats", "0"]),
+        ("--bench.repeat=3", ["bench.repeat", "did you mean repeats"]),
+        ("--model.num_segmants=3", ["num_segmants", "did you mean num_segments"]),
+    ],
+)
+def test_wrong_options(option, fragments):
+    outcome = command_line.run("bench", "--config", RECIPE, option)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.stderr
+    for fragment in fragments:
+        assert fragment in outcome.stderr
+    assert "refine_pl.commands.bench" in sys.modules

@@ -1,0 +1,370 @@
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from runs import RowsData, assert_same_parameters, backbone, module, parameters, train, trainer
+
+from refine_pl.callbacks import Phase, PhaseSchedule, Throughput
+from refine_pl.data import Bytes
+from refine_pl.errors import CheckpointError, ConfigError
+from refine_pl.losses import ClippedPolicy, ntp_targets
+from refine_pl.module import RefineModule
+from refine_pl.rewards import EditDistance, EmbeddingSimilarity, ExactMatch, LogLikelihood, Reward
+from refine_pl.rollouts import Forked
+from refine_pl.run_log import METRICS, VALIDATION_SUMS
+
+
+class Experiences(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_experience(self, trainer, pl_module, experience):
+        self.seen.append((pl_module.iteration, experience))
+
+
+def test_every_batch_makes_one_step_per_mini_batch():
+    model, data = module(), RowsData(batch_size=4)
+    run = trainer(iterations=3)
+    run.fit(model, datamodule=data)
+    assert run.global_step == model.updates == 3 * 2
+    assert model.iteration == 3
+    assert model.tokens_seen == 3 * 4 * data.sequence_length
+
+
+def test_rollouts_of_a_batch_are_drawn_before_its_first_step():
+    weights = []
+
+    class Spy(Forked):
+        def generate(self, policy, *args):
+            weights.append(policy.lm_head.weight.detach().clone())
+            return super().generate(policy, *args)
+
+    train(module(generator=Spy()), iterations=1)
+    assert len(weights) == 4
+    assert all(torch.equal(weight, weights[0]) for weight in weights)
+    weights.clear()
+    train(module(generator=Spy(), rollouts_per="minibatch"), iterations=1)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_ratio_leaves_one_only_after_the_first_mini_batch():
+    on_policy = train(module(rollouts_per="minibatch"), iterations=2)
+    assert on_policy["policy/ratio"] == pytest.approx([1, 1], abs=1e-5)
+    off_policy = train(module(rollouts_per="batch"), iterations=2)
+    assert all(abs(ratio - 1) > 1e-5 for ratio in off_policy["policy/ratio"])
+
+
+def test_the_baseline_draws_nothing_and_is_plain_next_token_training():
+    experiences = Experiences()
+    model, data = module(policy_weight=0.0), RowsData(batch_size=4, ragged=True)
+    curve = train(model, data, iterations=3, callbacks=[experiences])
+    assert experiences.seen == []
+    assert "reward/total/mean" not in curve.values[-1]
+
+    policy = backbone()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    for i, batch in zip(range(3), data.train_dataloader(), strict=False):
+        losses = []
+        for start in (0, 2):
+            half = batch.narrow(start, start + 2)
+            hidden = policy(half.tokens, half.num_tokens).hidden
+            logits = hidden @ policy.lm_head.weight.T
+            targets = ntp_targets(half).flatten()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            losses.append(float(loss.detach()) * int((targets >= 0).sum()))
+        counted = int((batch.num_tokens - 1).sum())
+        assert curve["train/loss"][i] == pytest.approx(sum(losses) / counted, rel=1e-5)
+    for name, value in policy.named_parameters():
+        torch.testing.assert_close(parameters(model)[name], value.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_step_count_of_the_baseline_matches():
+    one, other = trainer(iterations=2), trainer(iterations=2)
+    one.fit(module(policy_weight=0.0), datamodule=RowsData())
+    other.fit(module(), datamodule=RowsData())
+    assert one.global_step == other.global_step == 4
+
+
+class BrokenLoss(ClippedPolicy):
+    """Not finite in the updates of the second iteration."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __call__(self, logprobs, old_logprobs, advantages, loss_mask):
+        loss, sums = super().__call__(logprobs, old_logprobs, advantages, loss_mask)
+        self.calls += 1
+        return (loss * math.inf if 4 < self.calls <= 8 else loss), sums
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted():
+    after = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            after.append(parameters(pl_module))
+
+    model = module(policy_loss=BrokenLoss())
+    run = trainer(Watch(), iterations=3)
+    run.fit(model, datamodule=RowsData())
+    assert model.skipped_steps == 2
+    assert run.callback_metrics["optim/skipped_steps"] == 2
+    assert run.global_step == 6, "skipped steps count, or checkpoints every n steps would drift"
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+    assert not all(torch.equal(after[1][name], after[2][name]) for name in after[1])
+    assert all(value.isfinite().all() for value in after[2].values())
+
+
+def test_validation_is_the_same_for_any_batch_size_and_without_rollouts_in_training():
+    results = []
+    for size, micro, weight in [(1, 1, 0.2), (3, 2, 0.2), (6, 6, 0.2), (6, 6, 0.0)]:
+        model = module(microbatch_size=micro, policy_weight=weight)
+        data = RowsData(validation_batch_size=size)
+        (result,) = trainer(limit_val_batches=1.0).validate(model, datamodule=data, verbose=False)
+        results.append(result)
+    assert set(results[0]) == {*VALIDATION_SUMS, "val/reward_similarity"}
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+
+
+def test_validation_measures_what_it_says():
+    model, data = module(rewards={"match": ExactMatch(weight=2.0)}), RowsData()
+    (result,) = trainer(limit_val_batches=1.0).validate(model, datamodule=data, verbose=False)
+    logprobs, hits = [], []
+    for tokens in data.validation.rows:
+        hidden = model.policy(tokens[None, :-1]).hidden[0]
+        logits = (hidden @ model.policy.lm_head.weight.T).detach()
+        logprobs.append(logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0])
+        hits.append(logits.argmax(-1) == tokens[1:])
+    logprob = torch.cat(logprobs)
+    assert result["val/ntp_loss"] == pytest.approx(-float(logprob.mean()), rel=1e-5)
+    assert result["val/sampled_accuracy"] == pytest.approx(float(logprob.exp().mean()), rel=1e-4)
+    assert result["val/accuracy"] == pytest.approx(float(torch.cat(hits).float().mean()))
+    assert result["val/reward_match"] == pytest.approx(result["val/exact_match"])
+    assert result["val/reward"] == pytest.approx(2 * result["val/exact_match"])
+
+
+def test_every_logged_name_is_in_the_table():
+    rewards = {
+        "similarity": EmbeddingSimilarity(),
+        "match": ExactMatch(),
+        "likelihood": LogLikelihood(),
+        "edit": EditDistance(),
+    }
+    model = module(rewards=rewards, kl_weight=0.1)
+    callbacks = [Throughput(), PhaseSchedule([Phase("one", 2)])]
+    curve = train(model, callbacks=callbacks, limit_val_batches=1.0)
+    names = {name for values in curve.values for name in values}
+    expected = {pattern.replace("<name>", name) for pattern in METRICS for name in rewards}
+    assert names == expected
+    assert len(names) == 44
+
+
+def test_the_reference_is_the_policy_of_the_start_and_the_kl_grows_from_zero(tmp_path):
+    model = module(kl_weight=0.5, rollouts_per="minibatch", minibatch_size=4)
+    start = parameters(model)
+    curve = train(model, iterations=4)
+    assert curve["train/kl"][0] == pytest.approx(0, abs=1e-6)
+    assert curve["train/kl"][-1] > 1e-5
+    assert model.reference is not None
+    for name, value in model.reference.named_parameters():
+        assert torch.equal(value, start[name])
+        assert not value.requires_grad
+
+
+def saved(model, folder, iterations=2, **options):
+    run = trainer(iterations=iterations, **options)
+    run.fit(model, datamodule=RowsData())
+    run.save_checkpoint(folder / "model.ckpt")
+    return folder / "model.ckpt"
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
+    model = module(kl_weight=0.1)
+    path = saved(model, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["refine_pl"]["iteration"] == 2
+    assert checkpoint["hyper_parameters"] == {
+        "num_segments": 2,
+        "rollouts_per_position": 2,
+        "rollout_length": 3,
+        "ntp_weight": 1.0,
+        "policy_weight": 0.2,
+        "kl_weight": 0.1,
+        "minibatch_size": 2,
+        "microbatch_size": 1,
+        "rollouts_per": "batch",
+        "gradient_clip": 1.0,
+        "seed": 0,
+    }
+    loaded = RefineModule.load_from_checkpoint(path, backbone=backbone(seed=1))
+    assert_same_parameters(loaded, model, rtol=0, atol=0)
+    assert loaded.iteration == 2
+    assert loaded.minibatch_size == 2
+
+
+def test_weights_of_another_run_are_a_start_that_counts_from_zero(tmp_path):
+    path = saved(module(), tmp_path)
+    loaded = RefineModule.load_from_checkpoint(path, backbone=backbone(seed=1))
+    train(loaded, iterations=1)
+    assert loaded.iteration == 1
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    path = saved(module(), tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing policy\.model\.layers\.2.*and \d+ more"):
+        RefineModule.load_from_checkpoint(path, backbone=backbone(num_hidden_layers=3))
+    wider = backbone(hidden_size=32)
+    with pytest.raises(CheckpointError, match=r"has shape \[257, 16\], not \[257, 32\]"):
+        RefineModule.load_from_checkpoint(path, backbone=wider)
+
+
+def test_the_kl_can_be_turned_on_and_off_on_resume(tmp_path):
+    path = saved(module(), tmp_path)
+    on = module(kl_weight=0.1)
+    before = torch.load(path, weights_only=True)["state_dict"]
+    train(on, iterations=3, ckpt_path=path)
+    assert on.reference is not None
+    for name, value in on.reference.named_parameters():
+        assert torch.equal(value, before[f"policy.{name}"])
+    path = saved(module(kl_weight=0.1), tmp_path)
+    off = module()
+    train(off, iterations=3, ckpt_path=path)
+    assert off.reference is None
+
+
+def test_the_configuration_beats_the_optimizer_settings_of_a_checkpoint(tmp_path):
+    path = saved(module(), tmp_path)
+    model = module(optimizer=lambda params: torch.optim.AdamW(params, lr=5e-3, weight_decay=0.5))
+    curve = train(model, iterations=3, ckpt_path=path)
+    assert curve["optim/lr"] == [pytest.approx(5e-3)]
+
+
+def test_parts_that_are_left_out_are_not_shared():
+    one, other = RefineModule(backbone()), RefineModule(backbone())
+    assert type(one.refine_step.selector) is type(other.refine_step.selector)
+    assert one.refine_step.selector is not other.refine_step.selector
+    assert (
+        one.refine_step.reward.parts()["similarity"]
+        is not other.refine_step.reward.parts()["similarity"]
+    )
+    plan = one.settings.plan
+    assert (plan.num_segments, plan.rollouts_per_position, plan.rollout_length) == (8, 1, 5)
+
+
+class Text(Reward):
+    def score(self, rollouts):
+        texts = self.decode(rollouts.tokens.flatten(0, 2))
+        scores = torch.tensor([float(text.isascii()) for text in texts])
+        return scores.view(rollouts.tokens.shape[:3])
+
+
+def test_rewards_are_given_the_tokenizer():
+    curve = train(module(rewards={"text": Text()}), iterations=1)
+    assert 0 < curve["reward/text/mean"][0] < 1
+
+
+class Constant(Reward):
+    def score(self, rollouts):
+        return torch.ones(rollouts.tokens.shape[:3])
+
+
+def test_equal_rewards_are_warned_about_once():
+    model = module(rewards={"constant": Constant()})
+    with pytest.warns(UserWarning, match="100% of the groups had equal rewards") as caught:
+        curve = train(model, iterations=41)
+    assert sum("equal rewards" in str(w.message) for w in caught) == 1
+    assert curve["advantage/zero_spread_groups"][-1] == 1
+    assert curve["advantage/magnitude"][-1] == 0
+
+
+class LongVocabulary(Bytes):
+    @property
+    def vocab_size(self):
+        return 300
+
+
+REFUSED = {
+    "accumulation": ({}, {"accumulate_grad_batches": 2}, {}, "accumulate_grad_batches is 2"),
+    "clipping": ({}, {"gradient_clip_val": 0.5}, {}, r"way out: model\.gradient_clip: 0\.5"),
+    "float16": ({}, {"precision": "16-true"}, {}, "precision is 16-true"),
+    "bfloat16": (
+        {"optimizer": lambda params: torch.optim.AdamW(params, lr=1e-6)},
+        {"precision": "bf16-true"},
+        {},
+        "learning rate 1e-06",
+    ),
+    "batch": ({"minibatch_size": 3}, {}, {}, "batches of 4 sequences cannot be cut into mini-b"),
+    "micro-batch": ({"minibatch_size": 4, "microbatch_size": 3}, {}, {}, "micro-batches of 3"),
+    "checkpoints": (
+        {},
+        {"callbacks": [ModelCheckpoint(every_n_train_steps=5)], "enable_checkpointing": True},
+        {},
+        "every_n_train_steps: 10 saves every 5 batches",
+    ),
+    "segments": ({"num_segments": 9}, {}, {}, "9 segments do not fit sequences of 72 tokens"),
+    "vocabulary": ({}, {}, {"tokenizer": LongVocabulary()}, "300 tokens, the backbone only 257"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(case):
+    options, run_options, data_options, message = REFUSED[case]
+    model, data = module(**options), RowsData()
+    for name, value in data_options.items():
+        setattr(data, name, value)
+    before = parameters(model)
+    with pytest.raises(ConfigError, match=message):
+        train(model, data, **run_options)
+    assert model.iteration == 0
+    if case != "bfloat16":
+        assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+
+
+def test_how_many_refusals_are_tested():
+    assert len(REFUSED) == 9
+
+
+def test_bfloat16_weights_with_a_large_learning_rate_are_trained():
+    curve = train(module(microbatch_size=2), iterations=1, precision="bf16-true")
+    assert math.isfinite(curve["train/loss"][0])
+
+
+def test_mixed_precision_is_trained():
+    model = module(microbatch_size=2)
+    curve = train(model, iterations=2, precision="bf16-mixed")
+    assert math.isfinite(curve["train/loss"][-1])
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_parts_with_parameters_of_their_own_are_not_trained():
+    class Judge(Reward):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def score(self, rollouts):
+            match = rollouts.tokens == rollouts.targets[:, :, None]
+            return match.float().mean(-1) * self.scale
+
+    judge = Judge()
+    model = module(rewards={"judge": judge})
+    train(model, iterations=1)
+    assert judge.scale == 1
+    assert not judge.scale.requires_grad
+
+
+def test_what_an_iteration_is_made_of_is_said_in_one_line(capsys):
+    model = module(num_segments=3, rollouts_per_position=4, rollout_length=5)
+    train(model, iterations=1)
+    assert "4 sequences = 2 updates of 2; 48 rollouts of 5 tokens" in capsys.readouterr().out
+    train(module(policy_weight=0.0, minibatch_size=4), iterations=1)
+    assert "4 sequences = 1 update of 4; no rollouts" in capsys.readouterr().out

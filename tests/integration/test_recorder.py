@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from runs import RowsData, every_batch, module, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from refine_pl.callbacks import Phase, PhaseSchedule, RolloutRecorder
+from refine_pl.callbacks.recorder import drop_later_lines, entropy_picture, markdown_table, plain
+from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
+
+REWARDS = {"similarity": EmbeddingSimilarity(), "match": ExactMatch(weight=0.5)}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+
+
+def test_the_samples_are_those_that_were_trained_on(tmp_path):
+    data, model = RowsData(), module(rewards=REWARDS)
+    recorder = RolloutRecorder(every_n_iterations=2, num_rows=3, directory=str(tmp_path))
+    train(model, data, iterations=4, callbacks=[recorder])
+    rows = lines(tmp_path)
+    assert [row["iteration"] for row in rows] == [i for i in (1, 2, 4) for _ in range(3 * 2)]
+    texts = {f"document {i}": bytes(r.tolist()).decode() for i, r in enumerate(data.training.rows)}
+    for row in rows:
+        text, position = texts[row["document"]], row["position"]
+        assert text[position - 48 if position > 48 else 0 : position] == row["prefix"]
+        assert text[position : position + 3] == row["target"]
+        assert len(row["rollouts"]) == 2
+        for rollout in row["rollouts"]:
+            parts = rollout["parts"]
+            total = parts["similarity"] + 0.5 * parts["match"]
+            assert rollout["reward"] == pytest.approx(total, abs=1e-5)
+        assert sum(r["advantage"] for r in row["rollouts"]) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_first_iteration_of_a_phase_is_written(tmp_path):
+    phases = [Phase("a", 2, policy_weight=0.0), Phase("b", 3)]
+    recorder = RolloutRecorder(every_n_iterations=100, directory=str(tmp_path))
+    train(module(), iterations=99, callbacks=[recorder, PhaseSchedule(phases)])
+    assert {row["iteration"] for row in lines(tmp_path)} == {3}
+
+
+def test_table_and_picture_are_in_tensorboard(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    recorder = RolloutRecorder(every_n_iterations=2)
+    train(module(rewards=REWARDS), iterations=2, callbacks=[recorder], logger=logger)
+    events = EventAccumulator(str(tmp_path / "run" / "version_0"))
+    events.Reload()
+    assert [image.step for image in events.Images("rollouts/entropy")] == [1, 2]
+    (first, _) = events.Tensors("rollouts/table/text_summary")
+    text = first.tensor_proto.string_val[0].decode()
+    row = lines(tmp_path / "run" / "version_0")[0]
+    assert f"| {row['position']} | {plain(row['prefix'])} | {plain(row['target'])} |" in text
+    assert "| position | prefix | target | rollout | reward | similarity | match |" in text
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "reward/match/mean", "policy/entropy"} <= set(scalars)
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert "epoch" not in scalars
+
+
+def test_a_resumed_run_does_not_write_iterations_twice(tmp_path):
+    def recorder():
+        return RolloutRecorder(every_n_iterations=1, directory=str(tmp_path / "lines"))
+
+    callbacks = [recorder(), every_batch(tmp_path)]
+    train(module(), iterations=4, callbacks=callbacks, enable_checkpointing=True)
+    whole = lines(tmp_path / "lines")
+    assert [row["iteration"] for row in whole] == [1, 1, 2, 2, 3, 3, 4, 4]
+    train(module(), iterations=4, callbacks=[recorder()], ckpt_path=tmp_path / "step=4.ckpt")
+    assert lines(tmp_path / "lines") == whole
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text('{"iteration": 1}\n{"iteration": 3}\n{"iteration": 2}\n{"iterat')
+    drop_later_lines(file, 2)
+    assert file.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("  a b ", "␣␣a b␣"),
+        ("a\n\tb", "a⏎⇥b"),
+        ("a|b", "a&#124;b"),
+        ("<b>*x*", "&#60;b&#62;&#42;x&#42;"),
+        ("   ", "␣␣␣"),
+        ("", ""),
+    ],
+)
+def test_text_is_shown_as_it_is(text, shown):
+    assert plain(text) == shown
+
+
+class Keep(RolloutRecorder):
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.kept = list(self._samples)
+        super().on_train_batch_end(trainer, pl_module, *args)
+
+
+def test_a_row_without_positions_is_no_crash(tmp_path):
+    recorder = Keep(num_rows=4, directory=str(tmp_path))
+    data = RowsData()
+    data.training.rows = [row[:12] for row in data.training.rows]
+    train(module(), data, iterations=1, callbacks=[recorder])
+    assert [sample.rows for sample in recorder.kept] == [[]] * 4
+    assert markdown_table(recorder.kept[0]).startswith("**document ")
+    picture = entropy_picture(recorder.kept[0], 1)
+    assert picture.shape == (300, 1000, 4)
+
+
+def test_the_picture_marks_positions_and_borders(tmp_path):
+    recorder = Keep(directory=str(tmp_path))
+    train(module(), iterations=1, callbacks=[recorder])
+    (sample,) = recorder.kept
+    assert len(sample.entropy) == 72
+    assert len(sample.positions) == 2
+    picture = torch.from_numpy(entropy_picture(sample, 1)[..., :3].copy()).long()
+    red = (picture - torch.tensor([214, 39, 40])).abs().sum(-1) < 30
+    assert red.sum() > 50
