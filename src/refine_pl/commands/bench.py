@@ -31,7 +31,7 @@ from refine_pl.rollouts import Forked, Recompute
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
 ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,
 padded to the full length). Checks first that forked and recomputed updates are equal. Text is
-random: only sizes matter. The recipe's trainer and data sections are read for the precision only."""
+random: only sizes matter. The recipe's trainer and data sections are not used."""
 
 # The other sections of a recipe.
 _UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only")
@@ -115,9 +115,10 @@ def main(argv: Sequence[str]) -> int:
     tolerance = _TOLERANCE[settings.precision]
     equal = apart.holds(tolerance)
     _write(
-        f"forked against recomputed: {apart.same_tokens:.0%} of the tokens equal, log-probabilities "
-        f"{apart.logprobs:.1e} apart, loss {apart.loss:.1e}, gradient {apart.gradient:.1e} "
-        f"(relative; allowed {tolerance:.0e}): {'equal' if equal else 'NOT EQUAL'}\n"
+        f"forked against recomputed: {apart.same_tokens:.0%} of the tokens equal, "
+        f"log-probabilities {apart.logprobs:.1e} apart, loss {apart.loss:.1e}, gradient "
+        f"{apart.gradient:.1e} (relative; allowed {tolerance:.0e}): "
+        f"{'equal' if equal else 'NOT EQUAL'}\n"
     )
     if not equal:
         return 1
