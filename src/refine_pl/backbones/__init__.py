@@ -10,14 +10,19 @@ from refine_pl.backbones.base import (
     StateTrail,
 )
 from refine_pl.backbones.delta_net import DeltaNet
+from refine_pl.backbones.gated_delta_net import GatedDeltaNet
+from refine_pl.backbones.pretrained import load_pretrained, save_pretrained
 
 __all__ = [
     "DeltaNet",
     "FastWeightLM",
     "Forks",
+    "GatedDeltaNet",
     "LMOutput",
     "LayerState",
     "LayerTrail",
     "State",
     "StateTrail",
+    "load_pretrained",
+    "save_pretrained",
 ]

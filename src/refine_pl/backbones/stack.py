@@ -154,9 +154,14 @@ class StackedLM(FastWeightLM):
         ]
         self.model = _Trunk(vocab_size, hidden_size, blocks, norm_eps)
         self.lm_head = VocabHead(hidden_size, vocab_size)
-        if tie_word_embeddings:
-            self.lm_head.weight = cast(nn.Parameter, self.model.embeddings.weight)
+        self.tied = tie_word_embeddings
+        if self.tied:
+            self.tie()
         self._initialize(initializer_range)
+
+    def tie(self) -> None:
+        """Use the embeddings as the head's weight."""
+        self.lm_head.weight = cast(nn.Parameter, self.model.embeddings.weight)
 
     @torch.no_grad()
     def _initialize(self, std: float) -> None:

@@ -55,19 +55,30 @@ class Result:
 
 
 def measure(
-    updater: Updater, arms: Sequence[Arm], repeats: int, device: torch.device
+    updater: Updater,
+    arms: Sequence[Arm],
+    repeats: int,
+    device: torch.device,
+    slow: Arm | None = None,
+    slow_repeats: int = 1,
 ) -> list[Result]:
     """Run every arm once to warm up, then all of them in turn, ``repeats`` times.
 
     Interleaving lets a machine whose speed drifts slow all arms alike; the ratios are taken round
-    by round.
+    by round. ``slow`` comes last, takes part in the first ``slow_repeats`` rounds only, and is not
+    warmed up: next to its length a first run's surplus is nothing.
     """
     results = [Result(arm.name) for arm in arms]
     for arm in arms:
         updater(arm, Stopwatch(enabled=False))
-    for _ in range(repeats):
+    if slow is not None:
+        arms = [*arms, slow]
+        results.append(Result(slow.name))
+    for done in range(repeats):
         first = 0.0
         for arm, result in zip(arms, results, strict=True):
+            if arm is slow and done >= slow_repeats:
+                continue
             stopwatch = Stopwatch(device)
             start = _now(device)
             updater(arm, stopwatch)

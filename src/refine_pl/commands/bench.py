@@ -47,6 +47,7 @@ class Settings:
         sequence_length: tokens of each sequence, T.
         batch_size: sequences of one update.
         repeats: timed rounds, after one that is not timed.
+        recompute_repeats: how many of them the recomputed side takes part in.
         device: where; auto takes a GPU if there is one.
         precision: auto is 32-true on a CPU and bf16-mixed on a GPU.
         recompute_cache: whether the recomputed side samples from the prefix's state; the released
@@ -59,6 +60,7 @@ class Settings:
         sequence_length: PositiveInt = 8192,
         batch_size: PositiveInt = 1,
         repeats: PositiveInt = 5,
+        recompute_repeats: PositiveInt = 2,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         precision: Literal["auto", "32-true", "64-true", "bf16-mixed"] = "auto",
         recompute_cache: bool = True,
@@ -80,6 +82,7 @@ class Settings:
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.repeats = repeats
+        self.recompute_repeats = min(recompute_repeats, repeats)
         self.recompute_cache = recompute_cache
         self.json = json
 
@@ -122,7 +125,10 @@ def main(argv: Sequence[str]) -> int:
     )
     if not equal:
         return 1
-    results = measure(updater, arms, settings.repeats, settings.device)
+    *fast, slow = arms
+    results = measure(
+        updater, fast, settings.repeats, settings.device, slow, settings.recompute_repeats
+    )
     ratios = summary(results)
     _write(render(results, settings.batch_size * settings.sequence_length) + "\n")
     for name, value in ratios.items():
