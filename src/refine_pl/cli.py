@@ -20,6 +20,7 @@ COMMANDS = {
     "fit": (_TRAINER, True, "train: refine-pl fit --config configs/tiny_mid.yaml"),
     "validate": (_TRAINER, True, "measure a model on held-out documents"),
     "bench": ("refine_pl.commands.bench", False, "time an update of a recipe's model"),
+    "export": ("refine_pl.commands.export", False, "write a checkpoint in the published layout"),
     "doctor": ("refine_pl.commands.doctor", False, "versions, devices, and which kernels run"),
 }
 

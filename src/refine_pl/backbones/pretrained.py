@@ -55,10 +55,12 @@ def load_pretrained(
     """
     folder = _folder(path_or_name, revision)
     config = _read_json(folder / "config.json")
-    cls = model_class(config, folder / "config.json")
-    options = _options(cls, config, folder / "config.json")
-    with torch.device("meta"):  # no random weights are drawn, no memory is taken twice
-        policy = cls(**options, activation_checkpointing=activation_checkpointing, backend=backend)
+    policy = build(
+        config,
+        folder / "config.json",
+        activation_checkpointing=activation_checkpointing,
+        backend=backend,
+    )
     weights = {name: tensor.float() for name, tensor in _read_weights(folder).items()}
     if getattr(policy, "tied", False):
         weights.setdefault("lm_head.weight", weights.get("model.embeddings.weight", Tensor()))
@@ -67,6 +69,23 @@ def load_pretrained(
     if getattr(policy, "tied", False):
         policy.tie()
     return policy.requires_grad_(True)
+
+
+def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> Any:
+    """The model that a configuration describes, on the meta device: without any weights.
+
+    Args:
+        config: published fields, ``model_type`` among them.
+        where: the file, for messages.
+        options: arguments that are not published.
+
+    Raises:
+        CheckpointError: another kind of model, or options that it does not have.
+    """
+    cls = model_class(config, where)
+    fields = _options(cls, config, where)
+    with torch.device("meta"):  # no random weights are drawn, no memory is taken twice
+        return cls(**fields, **options)
 
 
 def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
@@ -198,7 +217,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _options(cls: Any, config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _options(cls: Any, config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     """The fields that the class takes; what it does not know must have no effect."""
     known = set(inspect.signature(cls).parameters)
     options = {name: value for name, value in config.items() if name in known}

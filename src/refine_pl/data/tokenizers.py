@@ -155,6 +155,10 @@ class HubTokenizer(Tokenizer):
         )
         return [np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]]
 
+    def save(self, folder: str) -> list[str]:
+        """Write the tokenizer's files; their names."""
+        return [Path(file).name for file in self._loaded.save_pretrained(folder)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included."""
         text = self._loaded.decode(

@@ -1,0 +1,127 @@
+"""``refine-pl export``: a training checkpoint to a folder in the published layout."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from refine_pl.backbones.pretrained import build, check_weights, save_pretrained
+from refine_pl.commands.checkpoints import read_checkpoint
+from refine_pl.commands.config_errors import explain
+from refine_pl.commands.config_sources import read_sources
+from refine_pl.data.tokenizers import HubTokenizer
+from refine_pl.errors import CheckpointError
+
+_HELP = """Writes config.json, safetensors and the tokenizer of a checkpoint, as published models
+have them. The checkpoint may be a file, or the folder that sharded training writes."""
+
+_PREFIX = "policy."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read, check, write.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or the folder holds a model.
+    """
+    parser = ArgumentParser(
+        prog="refine-pl export", description=_HELP, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="a .ckpt file or folder")
+    parser.add_argument("--out", type=str, required=True, help="folder to write")
+    parser.add_argument(
+        "--tokenizer",
+        type=str,
+        help="folder or name on the hub; that of the run's config.yaml if left out",
+    )
+    try:
+        args = parser.parse_args(argv)
+    except Exception as error:
+        raise explain(error, parser, read_sources(argv)) from error
+    tokenizer = args.tokenizer or _tokenizer_of_run(Path(args.ckpt_path))
+    files = export(args.ckpt_path, args.out, tokenizer)
+    sys.stdout.write(f"{args.out}: {', '.join(files)}\n")
+    if tokenizer is None:
+        sys.stdout.write("no tokenizer was written: the run has none in the published layout\n")
+    return 0
+
+
+def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
+    """Write the folder ``out``.
+
+    Args:
+        ckpt_path: a checkpoint file or folder.
+        out: where to write.
+        tokenizer: folder or name of a tokenizer to write beside the weights.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: as for :func:`main`.
+    """
+    checkpoint = read_checkpoint(ckpt_path)
+    config = checkpoint.get("refine_pl", {}).get("backbone")
+    if config is None:
+        raise CheckpointError(
+            f"{ckpt_path} does not say what its model is",
+            where="--ckpt_path",
+            allowed="a checkpoint written by `refine-pl fit`",
+        )
+    loaded = HubTokenizer(tokenizer) if tokenizer is not None else None
+    if loaded is not None and loaded.vocab_size > config["vocab_size"]:
+        raise CheckpointError(
+            f"the tokenizer {tokenizer} has {loaded.vocab_size:,} tokens, the model "
+            f"{config['vocab_size']:,}",
+            where="--tokenizer",
+        )
+    weights = _weights(checkpoint, Path(ckpt_path))
+    policy = build(config, ckpt_path)
+    check_weights(policy, weights, ckpt_path)
+    policy.load_state_dict(weights, assign=True)
+    files = save_pretrained(policy, out)
+    if loaded is not None:
+        files = sorted({*files, *loaded.save(out)})
+    return files
+
+
+def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The policy's tensors, under their published names."""
+    if not path.is_dir():
+        return _policy_part(checkpoint["state_dict"])
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "whole.pt"
+        try:
+            dcp_to_torch_save(path, file)
+        except Exception as error:  # the checkpoint reader raises its own kinds
+            raise CheckpointError(
+                f"the shards of {path} cannot be read: {str(error).splitlines()[0][:200]}",
+                where="--ckpt_path",
+            ) from error
+        whole = torch.load(file, map_location="cpu", weights_only=True)
+        return _policy_part(whole["state_dict"])
+
+
+def _policy_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
+
+
+def _tokenizer_of_run(ckpt_path: Path) -> str | None:
+    """The name of the tokenizer in the configuration that was saved with the run."""
+    for folder in ckpt_path.resolve().parents:
+        file = folder / "config.yaml"
+        if file.is_file():
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            spec = config.get("data", {}).get("init_args", {}).get("tokenizer", {})
+            return (spec.get("init_args") or {}).get("name")
+    return None
