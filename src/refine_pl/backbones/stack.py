@@ -147,7 +147,7 @@ class StackedLM(FastWeightLM):
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.activation_checkpointing = activation_checkpointing
-        self._fields = fields
+        self._fields = {name: _plain(value) for name, value in fields.items()}
         blocks = [
             Block(make_mixer(), hidden_size, intermediate_size, norm_eps)
             for _ in range(num_hidden_layers)
@@ -211,6 +211,14 @@ class StackedLM(FastWeightLM):
             fork_hidden=None if fork is None else fork.view(*_shape(forks), self.hidden_size),
             trail=StateTrail(tuple(trails), before) if keep_trail else None,
         )
+
+
+def _plain(value: Any) -> Any:
+    """A number of a restricted type, as the parser makes them, as a plain one."""
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def _shape(forks: Forks | None) -> torch.Size:
