@@ -186,6 +186,7 @@ class RefineModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Count from 0 unless resumed; say what is trained, and what an iteration is."""
+        self.settings = self.own_settings
         if self.trainer.ckpt_path is None:
             for name in COUNTERS:
                 setattr(self, name, 0)
@@ -265,7 +266,10 @@ class RefineModule(LightningModule):
                     loss, sums = self.refine_step.loss(
                         self.policy, micro_batch, counts, self.settings.weights, self.reference
                     )
-                    self.manual_backward(loss)
+                    # Lightning's autocast reaches around the whole step, but the types of the
+                    # backward pass were settled in the forward pass.
+                    with torch.autocast(self.device.type, enabled=False):
+                        self.manual_backward(loss)
                 ntp_tokens, rollout_tokens = _local_counts(micro_batch)
                 for name, total in sums.items():
                     tally.add(name, total, ntp_tokens if name == "ntp_loss" else rollout_tokens)
@@ -390,6 +394,7 @@ class RefineModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counters, as plain numbers."""
         checkpoint["refine_pl"] = {name: getattr(self, name) for name in COUNTERS}
+        checkpoint["refine_pl"]["backbone"] = self.policy.config()  # for export
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the counters, and make the reference fit what this run needs."""

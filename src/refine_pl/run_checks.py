@@ -31,6 +31,12 @@ def check_trainer(trainer: Trainer, module: RefineModule) -> None:
     Raises:
         ConfigError: at the first setting that does not fit.
     """
+    if "total" in module.refine_step.reward.names:
+        raise ConfigError(
+            "a reward is named 'total', which is what the log calls their sum",
+            where="model.rewards",
+            way_out="another name",
+        )
     _check_manual_optimization(trainer)
     _check_precision(str(trainer.precision))
     batch_size = getattr(_datamodule(trainer), "batch_size", None)

@@ -16,6 +16,37 @@ from refine_pl.rollouts import Forked
 from refine_pl.run_log import METRICS, VALIDATION_SUMS
 
 
+class FewWords(RowsData):
+    """Rows that a tiny model soon predicts in part: eight symbols, each step 0 or 1."""
+
+    def __init__(self):
+        super().__init__(num_rows=8)
+        generator = torch.Generator().manual_seed(1)
+        steps = torch.randint(0, 2, (8, 72), generator=generator)
+        self.training.rows = list(steps.cumsum(1) % 8)
+
+
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+def test_the_policy_loss_alone_moves_the_reward_the_way_it_is_told(weight):
+    model = module(
+        rewards={"match": ExactMatch(weight=weight)},
+        ntp_weight=0.0,
+        policy_weight=1.0,
+        num_segments=4,
+        rollouts_per_position=8,
+        minibatch_size=4,
+        microbatch_size=4,
+        optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3),
+    )
+    warm_up = Phase("warm-up", 30, ntp_weight=1.0, policy_weight=0.0, lr=1e-2)
+    schedule = PhaseSchedule([warm_up, Phase("reward only", 40)], validate=False)
+    curve = train(model, FewWords(), iterations=70, callbacks=[schedule])
+    match = [values["reward/match/mean"] for values in curve.values[30:]]
+    first, last = sum(match[:8]) / 8, sum(match[-8:]) / 8
+    assert first > 0.25
+    assert last > first + 0.02 if weight > 0 else last < first / 4
+
+
 class Experiences(Callback):
     def __init__(self):
         self.seen = []
@@ -311,6 +342,7 @@ REFUSED = {
         "every_n_train_steps: 10 saves every 5 batches",
     ),
     "segments": ({"num_segments": 9}, {}, {}, "9 segments do not fit sequences of 72 tokens"),
+    "reward name": ({"rewards": {"total": ExactMatch()}}, {}, {}, "named 'total'"),
     "vocabulary": ({}, {}, {"tokenizer": LongVocabulary()}, "300 tokens, the backbone only 257"),
 }
 
@@ -330,7 +362,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(case):
 
 
 def test_how_many_refusals_are_tested():
-    assert len(REFUSED) == 9
+    assert len(REFUSED) == 10
 
 
 def test_bfloat16_weights_with_a_large_learning_rate_are_trained():

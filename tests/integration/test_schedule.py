@@ -203,7 +203,7 @@ def test_the_progress_reads_well_without_a_terminal(capsys):
     run = trainer(curve, bar, plan, enable_progress_bar=True, limit_val_batches=1.0)
     run.fit(module(), datamodule=RowsData())
     lines = capsys.readouterr().out.splitlines()
-    assert "phase 'warm-up', 1 iterations: 4 sequences = 2 updates of 2; no rollouts" in lines
+    assert "phase 'warm-up', 1 iteration: 4 sequences = 2 updates of 2; no rollouts" in lines
     assert any(line.startswith("warm-up 1/2  loss ") and "reward" not in line for line in lines)
     reward = curve.values[-1]["reward/total/mean"]
     assert any(f"refine 2/2  loss {curve['train/loss'][-1]:.3f}" in line for line in lines)

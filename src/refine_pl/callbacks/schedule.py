@@ -183,7 +183,8 @@ class PhaseSchedule(Callback):
         if iteration == 0:
             size = len(batch) * trainer.world_size
             what = pl_module.describe_iteration(size, pl_module.settings) + phase.ramps
-            pl_module.print(f"phase '{phase.name}', {phase.iterations} iterations: {what}")
+            count = f"{phase.iterations} iteration{'s' if phase.iterations > 1 else ''}"
+            pl_module.print(f"phase '{phase.name}', {count}: {what}")
 
     def on_train_batch_end(
         self,

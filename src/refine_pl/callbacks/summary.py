@@ -16,11 +16,12 @@ from refine_pl.module import RefineModule
 
 # The metric, what it is called here, and its format.
 ROWS = (
-    ("val/ntp_loss", "NTP loss (nats/token)", "{:.4f}"),
+    ("val/ntp_loss", "NTP loss, nats per token", "{:.4f}"),
     ("val/accuracy", "accuracy, most likely token", "{:.2%}"),
-    ("val/reward", "reward of rollouts", "{:.4f}"),
     ("val/exact_match", "exact match of rollout tokens", "{:.2%}"),
+    ("val/reward", "reward of rollouts", "{:.4f}"),
 )
+PART = "val/reward_"
 
 
 class RunSummary(Callback):
@@ -84,7 +85,9 @@ def summary_table(entries: list[dict[str, Any]]) -> Table:
     table.add_column("held-out documents")
     for entry in columns:
         table.add_column(entry["label"] or f"iteration {entry['iteration']}", justify="right")
-    for name, title, form in ROWS:
+    parts = sorted({name for entry in columns for name in entry["metrics"] if PART in name})
+    own = [(name, f"  {name.removeprefix(PART)}", "{:.4f}") for name in parts]
+    for name, title, form in [*ROWS, *(own if len(own) > 1 else [])]:
         values = [entry["metrics"].get(name) for entry in columns]
         if any(value is not None for value in values):
             table.add_row(title, *("-" if v is None else form.format(v) for v in values))
