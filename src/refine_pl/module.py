@@ -205,7 +205,11 @@ class RefineModule(LightningModule):
         if not settings.weights.needs_rollouts:
             return f"{text}; no rollouts"
         plan = settings.plan
-        rollouts = batch_size * plan.num_segments * plan.rollouts_per_position
+        length = getattr(getattr(self.trainer, "datamodule", None), "sequence_length", None)
+        positions = plan.num_segments
+        if isinstance(length, int):
+            positions = self.refine_step.selector.count(length, plan)
+        rollouts = batch_size * positions * plan.rollouts_per_position
         tokens = f"{plan.rollout_length} token{'s' if plan.rollout_length > 1 else ''}"
         return f"{text}; {rollouts:,} rollouts of {tokens}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
@@ -14,7 +13,6 @@ from torch import Tensor
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.records import RolloutPlan
 from refine_pl.selectors import PositionSelector
-from refine_pl.selectors.base import segment_bounds
 
 if TYPE_CHECKING:
     from refine_pl.module import RefineModule
@@ -31,12 +29,14 @@ def check_trainer(trainer: Trainer, module: RefineModule) -> None:
     Raises:
         ConfigError: at the first setting that does not fit.
     """
-    if "total" in module.refine_step.reward.names:
-        raise ConfigError(
-            "a reward is named 'total', which is what the log calls their sum",
-            where="model.rewards",
-            way_out="another name",
-        )
+    for name in module.refine_step.reward.names:
+        if name == "total" or "/" in name:
+            raise ConfigError(
+                f"a reward is named {name!r}",
+                where="model.rewards",
+                allowed="names without a slash, and not 'total', which the log calls their sum",
+                way_out="another name",
+            )
     _check_manual_optimization(trainer)
     _check_precision(str(trainer.precision))
     batch_size = getattr(_datamodule(trainer), "batch_size", None)
@@ -67,7 +67,7 @@ def check_data(trainer: Trainer, module: RefineModule) -> None:
 
 
 def check_plan(trainer: Trainer, module: RefineModule, plan: RolloutPlan, where: str) -> None:
-    """Refuse a plan for which some segment of a full-length sequence has no legal position.
+    """Refuse a plan that full-length sequences have too few legal positions for.
 
     Raises:
         ConfigError: naming ``where`` the plan came from.
@@ -76,18 +76,24 @@ def check_plan(trainer: Trainer, module: RefineModule, plan: RolloutPlan, where:
     selector = module.refine_step.selector
     if not isinstance(length, int) or not isinstance(selector, PositionSelector):
         return
-    index, num_tokens = torch.arange(length), torch.tensor(length)
-    legal = selector.legal(index, num_tokens, plan)
-    start, stop = (bound[0] for bound in segment_bounds(num_tokens[None], plan.num_segments))
-    inside = (index >= start[:, None]) & (index < stop[:, None])
-    usable = int((inside & legal).any(-1).sum())
-    if usable < plan.num_segments:
+    usable = selector.count(length, plan)
+    margins = (
+        f"at least {selector.min_prefix} tokens before a position, and "
+        f"{max(selector.min_suffix, plan.rollout_length)} from it on"
+    )
+    if not usable:
+        raise ConfigError(
+            f"{type(selector).__name__} finds no position in sequences of {length} tokens",
+            where="model.selector",
+            allowed=margins,
+            way_out="other positions, longer sequences, or a smaller min_prefix of the selector",
+        )
+    if selector.one_per_segment and usable < plan.num_segments:
         raise ConfigError(
             f"{plan.num_segments} segments do not fit sequences of {length} tokens: only {usable} "
             "of them hold a token where a rollout may start",
             where=where,
-            allowed=f"at least {selector.min_prefix} tokens before a position, and "
-            f"{max(selector.min_suffix, plan.rollout_length)} from it on",
+            allowed=margins,
             way_out="fewer segments, longer sequences, or a smaller min_prefix of the selector",
         )
 

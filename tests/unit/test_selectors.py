@@ -256,3 +256,12 @@ def test_built_by_jsonargparse() -> None:
     ]:
         with pytest.raises(Exception, match=next(iter(wrong))):
             build(name, **wrong)
+
+
+@pytest.mark.parametrize("length", [39, 40, 100, 250])
+def test_count_is_what_select_finds(length):
+    plan = RolloutPlan(4, 1, 5)
+    entropy, num_tokens = torch.rand(1, length), torch.tensor([length])
+    for selector in (Entropy(), Random(), Fixed(stride=30), Fixed(positions=[10, 20, 77])):
+        found = selector.select(entropy, num_tokens, plan, RowRandom(0, 0, [0]))
+        assert selector.count(length, plan) == int(found.valid.sum())

@@ -29,7 +29,8 @@ class Sample:
     document: str  # its name
     entropy: torch.Tensor  # [T] float32, nats, real tokens only
     positions: list[int]  # where rollouts started
-    num_segments: int
+    num_segments: int  # 0 if positions do not belong to segments
+    offset: int  # of the selector: how far behind the scored token's successor rollouts start
     rollout_length: int
     rows: list[dict[str, Any]]  # one for each position, as in the JSON lines
 
@@ -38,8 +39,8 @@ class RolloutRecorder(Callback):
     """Writes down some rollouts every so often, and at the first iteration of a phase.
 
     The JSON lines hold ``iteration, document, position, prefix`` (its last tokens), ``target`` and
-    ``rollouts``: a list of ``text, reward, parts, advantage``. On resume, lines of iterations that
-    will be run again are taken out first.
+    ``rollouts``: a list of ``text, reward, parts, advantage``. A resumed run writes into a folder
+    of its own; with ``directory`` set, lines of iterations that will be run again are taken out.
 
     Args:
         every_n_iterations: how often.
@@ -109,6 +110,7 @@ class RolloutRecorder(Callback):
 
     def _sample(self, module: RefineModule, experience: Experience, row: int) -> Sample:
         rollouts, batch = experience.rollouts, experience.batch
+        selector = module.refine_step.selector
         length = int(batch.num_tokens[row])
         tokens = batch.tokens[row, :length].tolist()
         document = batch.documents[row] if batch.documents else f"row {batch.rows[row]}"
@@ -144,7 +146,8 @@ class RolloutRecorder(Callback):
             document,
             experience.entropy[row, :length].float().cpu(),
             positions,
-            rollouts.tokens.shape[1],
+            rollouts.tokens.shape[1] if selector.one_per_segment else 0,
+            selector.offset,
             rollouts.tokens.shape[3],
             rows,
         )
@@ -218,7 +221,9 @@ def entropy_picture(sample: Sample, iteration: int) -> np.ndarray:
     length = len(sample.entropy)
     num_tokens = torch.tensor([length])
     smoothed = smooth(sample.entropy[None], num_tokens, sample.rollout_length)[0]
-    borders = segment_bounds(num_tokens, sample.num_segments)[0][0, 1:].tolist()
+    borders = []
+    if sample.num_segments:
+        borders = segment_bounds(num_tokens, sample.num_segments)[0][0, 1:].tolist()
     figure = Figure(figsize=(10, 3), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -226,7 +231,7 @@ def entropy_picture(sample: Sample, iteration: int) -> np.ndarray:
     axes.plot(smoothed.numpy(), color="tab:blue", linewidth=0.8, label="smoothed")
     for border in borders:
         axes.axvline(border, color="0.6", linestyle=":", linewidth=0.8)
-    scored = [max(position - 1, 0) for position in sample.positions]
+    scored = [max(position - 1 - sample.offset, 0) for position in sample.positions]
     heights = smoothed[scored].tolist()
     axes.plot(scored, heights, "v", color="tab:red", markersize=6, label="chosen position")
     top = max(float(sample.entropy.max()), 0.1) * 1.2  # room for the legend

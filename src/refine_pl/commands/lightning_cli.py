@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     """
     # Lightning's own use of its dependencies, and its advertisements.
     warnings.filterwarnings("ignore", message=".*(treespec|LeafSpec)")
+    # Every run has a folder of its own, so a resumed one always saves elsewhere.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
     RefineCLI(argv)
     return 0

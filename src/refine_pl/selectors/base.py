@@ -123,6 +123,15 @@ class PositionSelector(nn.Module, ABC):
         self.min_suffix = min_suffix
         self.offset = offset
 
+    one_per_segment = True  # whether the plan's segments decide how many positions there are
+
+    def count(self, num_tokens: int, plan: RolloutPlan) -> int:
+        """How many positions a row of ``num_tokens`` tokens gets."""
+        index, total = torch.arange(num_tokens), torch.tensor(num_tokens)
+        start, stop = (bound[0] for bound in segment_bounds(total[None], plan.num_segments))
+        inside = (index >= start[:, None]) & (index < stop[:, None])
+        return int((inside & self.legal(index, total, plan)).any(-1).sum())
+
     @abstractmethod
     def select(
         self, entropy: Tensor, num_tokens: Tensor, plan: RolloutPlan, generator: RowRandom

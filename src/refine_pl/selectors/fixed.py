@@ -28,6 +28,8 @@ class Fixed(PositionSelector):
             ``1 + offset``.
     """
 
+    one_per_segment = False
+
     def __init__(
         self,
         stride: PositiveInt | None = None,
@@ -54,6 +56,12 @@ class Fixed(PositionSelector):
             )
         self.stride = stride
         self.positions = positions
+
+    def count(self, num_tokens: int, plan: RolloutPlan) -> int:
+        """How many positions a row of ``num_tokens`` tokens gets."""
+        listed = self.positions or range(self.stride or 1, num_tokens + 1, self.stride or 1)
+        index = torch.tensor(list(listed), dtype=torch.int64)
+        return int(self.legal(index, torch.tensor(num_tokens), plan).sum())
 
     def select(
         self, entropy: Tensor, num_tokens: Tensor, plan: RolloutPlan, generator: RowRandom
