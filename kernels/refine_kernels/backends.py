@@ -66,6 +66,8 @@ def report() -> list[Choice]:
     for op, reason in (
         ("delta_rule_shared", "short continuations of shared states"),
         ("short_conv", "own backward on the CPU, conv1d on CUDA"),
+        ("lact_update", "chunks of fast weights, own backward"),
+        ("window_attention", "blocks of queries, scaled dot products"),
         ("token_stats", "blocks of tokens, recomputed in the backward pass"),
     ):
         rows.append(Choice(op, "torch", True, reason))

@@ -2,7 +2,7 @@
 
 import torch
 
-from refine_pl.backbones import DeltaNet
+from refine_pl.backbones import DeltaNet, LaCT
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Positions, RolloutPlan
 
@@ -41,3 +41,19 @@ def randomness(num_rows, seed=0, update=0):
 
 def plan(segments=2, copies=1, length=3):
     return RolloutPlan(segments, copies, length)
+
+
+def lact(seed=0, dtype=torch.float64, **options):
+    """Rates are far from zero here: fresh ones hardly change the fast weights."""
+    torch.manual_seed(seed)
+    fields = {k: v for k, v in SMALL.items() if k != "num_heads"}
+    fields |= {"num_attn_heads": 4, "num_lact_heads": 2, "lact_chunk_size": 8, "window_size": 12}
+    policy = LaCT(**fields | {"newton_schulz_dtype": "float32"} | options).to(dtype)
+    with torch.no_grad():
+        for block in policy.model.layers:
+            block.attn.lr_proj.bias.add_(4.0)
+            block.attn.qk_offset.normal_(std=0.2)
+            block.attn.qk_scale.add_(torch.randn_like(block.attn.qk_scale), alpha=0.2)
+            if block.attn.qkv.bias is not None:
+                block.attn.qkv.bias.normal_(std=0.2)
+    return policy

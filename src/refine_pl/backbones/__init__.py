@@ -11,6 +11,7 @@ from refine_pl.backbones.base import (
 )
 from refine_pl.backbones.delta_net import DeltaNet
 from refine_pl.backbones.gated_delta_net import GatedDeltaNet
+from refine_pl.backbones.lact import LaCT
 from refine_pl.backbones.pretrained import load_pretrained, save_pretrained
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Forks",
     "GatedDeltaNet",
     "LMOutput",
+    "LaCT",
     "LayerState",
     "LayerTrail",
     "State",

@@ -21,7 +21,11 @@ from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import CheckpointError, nearest
 
 # model_type: where the class is
-CLASSES = {"delta_net": "refine_pl.backbones.delta_net.DeltaNet"}
+CLASSES = {
+    "delta_net": "refine_pl.backbones.delta_net.DeltaNet",
+    "gated_deltanet": "refine_pl.backbones.gated_delta_net.GatedDeltaNet",
+    "lact_swiglu": "refine_pl.backbones.lact.LaCT",
+}
 
 # What every configuration file may carry, and no model here reads.
 _BOOKKEEPING = {

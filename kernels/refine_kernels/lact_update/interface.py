@@ -1,0 +1,142 @@
+"""LaCT's fast weights over whole rows: checks, and the states between tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_kernels.lact_update.entries import Bank
+from refine_kernels.lact_update.scan import scan
+from refine_kernels.lact_update.shared import SharedFastState
+from refine_kernels.lact_update.step import row_norms, start
+from refine_kernels.lact_update.weights import (
+    FastState,
+    FastTokens,
+    FastWeights,
+    UpdateRule,
+    both,
+    join,
+    rows_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FastTrail:
+    """What a pass leaves behind, so that its state after any number of tokens can be had."""
+
+    entering: list[FastState]  # one for each chunk, matrices [B, H, ...]
+    tokens: FastTokens  # [B, E, H, ...], every row at the start of a chunk
+    offset: Tensor | None  # [B] tokens of a row before this pass's first one; None: none
+    chunk_size: int
+
+    def at(self, positions: Tensor) -> SharedFastState:
+        """The states after ``positions [B, S]`` tokens of the pass, rows flattened."""
+        batch = positions.shape[0]
+        if self.offset is not None:
+            positions = positions + self.offset[:, None]
+        size, last = self.chunk_size, len(self.entering) - 1
+        # A full chunk without an entry behind it is kept as tokens; the next token updates.
+        chunk = (positions // size).clamp(0, last)
+        fill = (positions - chunk * size).flatten()
+        row = torch.arange(batch, device=positions.device)[:, None].expand_as(positions)
+        first, last = int(chunk.min()), int(chunk.max())
+        states = join(self.entering[first : last + 1], torch.cat)  # [chunks * B, H, ...]
+        bank = Bank.of(states, ((chunk - first) * batch + row).flatten())
+        room = size - int(fill.max())
+        start = (chunk * size).flatten()
+        return SharedFastState(bank, self.tokens, row.flatten(), start, fill, room)
+
+
+@dataclass(frozen=True, slots=True)
+class FastOutput:
+    """What one pass returns."""
+
+    output: Tensor  # [B, T, H, d] in q's type
+    trail: FastTrail
+
+
+def lact_update(
+    q: Tensor,
+    tokens: FastTokens,
+    initial: FastWeights,
+    rule: UpdateRule,
+    state: SharedFastState | None = None,
+) -> FastOutput:
+    """Read whole rows (equations in ``reference.py``), differentiably.
+
+    Args:
+        q: queries ``[B, T, H, d]``.
+        tokens: keys, values, rates and momentum of the same tokens.
+        initial: weights ``[H, ...]`` of an empty text; their row norms hold for the whole text.
+        rule: how the weights change.
+        state: what the rows continue; an empty text if left out.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check(q, tokens, initial)
+    dtype = torch.promote_types(initial.w0.dtype, torch.float32)
+    batch, length = q.shape[:2]
+    with torch.autocast(q.device.type, enabled=False):
+        initial = initial.map(lambda w: w.to(dtype))
+        norms = row_norms(initial)
+        if state is None:
+            entering = start(initial, rule, tokens.momentum is not None)
+            entering = entering.map(lambda w: w.expand(batch, *w.shape))
+            output, states = scan(q, tokens, entering, norms, rule)
+            return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
+        rows = state.fold()
+        index = _aligned(rows.fill, rows.source.k.shape[1], length)
+        tokens = both(rows.source, tokens, lambda a, b: rows_of(torch.cat([a, b], 1), index))
+        queries = rows_of(q, _new(rows.fill, tokens.k.shape[1], length))
+        entering = rows.bank.states.map(lambda w: w.index_select(0, rows.bank.index))
+        output, states = scan(queries, tokens, entering, norms, rule)
+        new = torch.arange(length, device=q.device) + rows.fill[:, None]
+        number = torch.arange(batch, device=q.device)[:, None]
+        output = rows_of(output, new + number * output.shape[1])
+        return FastOutput(output, FastTrail(states, tokens, rows.fill, rule.chunk_size))
+
+
+def _aligned(fill: Tensor, before: int, length: int) -> Tensor:
+    """Where the tokens of a row are, with those of its unfinished chunk first ``[B, E]``.
+
+    The index goes into ``[B, before + length]``: tokens of unfinished chunks, of which row b has
+    ``fill[b]``, and then the new ones.
+    """
+    offset = torch.arange(before + length, device=fill.device)
+    shifted = (offset + before - fill[:, None]).clamp(max=before + length - 1)
+    index = torch.where(offset < fill[:, None], offset, shifted)
+    number = torch.arange(len(fill), device=fill.device)[:, None]
+    return index + number * (before + length)
+
+
+def _new(fill: Tensor, width: int, length: int) -> Tensor:
+    """The same for queries, of which the unfinished chunk has none: any stands in."""
+    offset = torch.arange(width, device=fill.device)
+    number = torch.arange(len(fill), device=fill.device)[:, None]
+    return (offset - fill[:, None]).clamp(0, length - 1) + number * length
+
+
+def _check(q: Tensor, tokens: FastTokens, initial: FastWeights) -> None:
+    batch, length, heads, width = q.shape
+    inner = initial.w0.shape[-2]
+    rates = tokens.rates.shape[-1]
+    expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
+        ("k", tokens.k, (batch, length, heads, width)),
+        ("v", tokens.v, (batch, length, heads, width)),
+        ("w0", initial.w0, (heads, inner, width)),
+        ("w1", initial.w1, (heads, width, inner)),
+        ("w2", initial.w2, (heads, inner, width)),
+    ]
+    if rates not in (3, 3 * width) or (rates != 3 and inner != width):
+        raise ValueError(f"{rates} rates for each token, expected 3, or 3 x {width} if h = d")
+    expected.append(("rates", tokens.rates, (batch, length, heads, rates)))
+    if tokens.momentum is not None:
+        expected.append(("momentum", tokens.momentum, (batch, length, heads)))
+    for name, tensor, shape in expected:
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if length == 0:
+        raise ValueError("lact_update needs at least one token")

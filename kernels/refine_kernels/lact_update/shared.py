@@ -1,0 +1,240 @@
+"""States of LaCT's fast weights in the middle of chunks, shared between rows that continue them.
+
+``R = G * N`` rows continue ``G`` prefixes, ``N`` rows each. A row's state is the set of fast
+weights that entered the chunk it is in, and the chunk's tokens so far: those of the prefix, which
+its copies share, and the row's own. When the chunk is full, the row gets weights of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from refine_kernels.lact_update.chunk import direction
+from refine_kernels.lact_update.entries import Bank
+from refine_kernels.lact_update.step import step
+from refine_kernels.lact_update.weights import (
+    FastTokens,
+    FastWeights,
+    UpdateRule,
+    both,
+    rows_of,
+)
+
+# Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
+FOLD_AT, FOLD_COPIES_AT = 16, 64
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFastState:
+    """``R = G * N`` rows over ``G`` prefixes."""
+
+    bank: Bank  # of G rows
+    source: FastTokens  # [X, E, H, ...] that the prefixes' unfinished chunks lie in
+    row: Tensor  # [G] int64, row of the source
+    start: Tensor  # [G] int64, first token of the chunk in the source
+    fill: Tensor  # [G] int64, tokens of the chunk so far, at most chunk_size
+    room: int  # at least so many tokens can be taken before a row is full
+    copies: int = 1  # N
+    own: FastTokens | None = None  # [R, o, H, ...] read since
+    taken: Tensor | None = None  # [G] of these, how many the weights have already taken in
+
+    @property
+    def num_own(self) -> int:
+        """Tokens that each row has read since its prefix."""
+        return 0 if self.own is None else self.own.k.shape[1]
+
+    def count(self) -> Tensor:
+        """``[G]`` tokens of the unfinished chunks, the rows' own included."""
+        taken = 0 if self.taken is None else self.taken
+        return self.fill + self.num_own - taken
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor of numbers that is held."""
+        weights = [w for part in self.bank.states.parts() for w in part]
+        own = () if self.own is None else self.own.tensors()
+        return (*weights, *self.source.tensors(), *own)
+
+    def detach(self) -> SharedFastState:
+        """The same values without their history."""
+        return replace(
+            self,
+            bank=replace(self.bank, states=self.bank.states.map(Tensor.detach)),
+            source=self.source.map(Tensor.detach),
+            own=None if self.own is None else self.own.map(Tensor.detach),
+        )
+
+    def spread(self) -> SharedFastState:
+        """The same rows as ``R`` prefixes with a copy each; no tokens are copied."""
+        if self.copies == 1:
+            return self
+        group = torch.arange(len(self.row), device=self.row.device).repeat_interleave(self.copies)
+        return replace(
+            self,
+            bank=self.bank.select(group),
+            row=self.row[group],
+            start=self.start[group],
+            fill=self.fill[group],
+            taken=None if self.taken is None else self.taken[group],
+            copies=1,
+        )
+
+    def select(self, rows: Tensor) -> SharedFastState:
+        """The rows ``rows [M]`` int64."""
+        all_rows = self.spread()
+        return replace(
+            all_rows,
+            bank=all_rows.bank.select(rows),
+            row=all_rows.row[rows],
+            start=all_rows.start[rows],
+            fill=all_rows.fill[rows],
+            taken=None if all_rows.taken is None else all_rows.taken[rows],
+            own=None if all_rows.own is None else all_rows.own.map(lambda x: x[rows]),
+        )
+
+    def chunk_tokens(self) -> FastTokens:
+        """The tokens of each prefix's chunk ``[G, P, H, ...]``, the longest filling all of ``P``.
+
+        Own tokens are not among them. What lies behind a row's ``fill`` is any token.
+        """
+        length = self.source.k.shape[1]
+        width = int(self.fill.max())
+        offset = torch.arange(width, device=self.fill.device)
+        index = (self.start[:, None] + offset).clamp(max=length - 1) + self.row[:, None] * length
+        return self.source.map(lambda x: rows_of(x, index))
+
+    def fold(self) -> SharedFastState:
+        """``R`` prefixes that hold their own tokens, and no more of the source than they need."""
+        rows = self.spread()
+        tokens, fill = rows.chunk_tokens(), rows.fill
+        if rows.own is not None:
+            fill = rows.count()
+            taken = torch.zeros_like(fill) if rows.taken is None else rows.taken
+            before, num_own = tokens.k.shape[1], rows.num_own
+            offset = torch.arange(int(fill.max()), device=fill.device)
+            inside = offset < rows.fill[:, None]
+            own = before + taken[:, None] + offset - rows.fill[:, None]
+            index = torch.where(inside, offset, own).clamp(max=before + num_own - 1)
+            number = torch.arange(len(fill), device=fill.device)[:, None]
+            index = index + number * (before + num_own)
+            tokens = both(tokens, rows.own, lambda a, b: torch.cat([a, b], 1))
+            tokens = tokens.map(lambda x: rows_of(x, index))
+        number = torch.arange(len(fill), device=fill.device)
+        start = torch.zeros_like(fill)
+        return SharedFastState(rows.bank, tokens, number, start, fill, rows.room)
+
+    def fork(self, n: int) -> SharedFastState:
+        """Every row ``n`` times, sharing its prefix."""
+        rows = self if self.copies == 1 and self.own is None else self.fold()
+        return replace(rows, copies=n)
+
+    def read(
+        self, q: Tensor, tokens: FastTokens, norms: FastWeights, rule: UpdateRule
+    ) -> tuple[Tensor, SharedFastState]:
+        """Read ``t`` tokens of each of the ``R`` rows; made for a few tokens.
+
+        Args:
+            q: ``[R, t, H, d]``.
+            tokens: the same tokens' keys, values, rates and momentum.
+            norms: of the rows of the initial weights, ``[H, rows, 1]``.
+            rule: how the weights change.
+
+        Returns:
+            ``f(q) [R, t, H, d]`` in q's type, and the state after the tokens.
+        """
+        state, outputs, first = self, [], 0
+        dtype = self.bank.states.applied.w0.dtype
+        while first < q.shape[1]:
+            if state.room == 0:
+                state = state.update(norms, rule)
+            last = min(first + state.room, q.shape[1])
+            queries = q[:, first:last].to(dtype)
+            by_prefix = queries.unflatten(0, (-1, state.copies)).flatten(1, 2)
+            outputs.append(state.bank.read(by_prefix).reshape(queries.shape))
+            state = state._append(tokens.map(lambda x, a=first, b=last: x[:, a:b]))  # type: ignore[misc]
+            first = last
+        if state.num_own >= (FOLD_AT if state.copies == 1 else FOLD_COPIES_AT):
+            state = state.fold()
+        return torch.cat(outputs, 1).to(q.dtype), state
+
+    def _append(self, tokens: FastTokens) -> SharedFastState:
+        room = self.room - tokens.k.shape[1]
+        if self.own is not None:
+            tokens = both(self.own, tokens, lambda a, b: torch.cat([a, b], 1))
+        return replace(self, own=tokens, room=room)
+
+    def update(self, norms: FastWeights, rule: UpdateRule) -> SharedFastState:
+        """New weights for the rows whose chunk is full."""
+        full = (self.count() == rule.chunk_size).nonzero().flatten()  # prefixes
+        if len(full) == 0:  # the rows that were are not among these any more
+            return replace(self, room=rule.chunk_size - int(self.count().max()))
+        copies, device = self.copies, full.device
+        rows = full[:, None] * copies + torch.arange(copies, device=device)
+        rows = rows.flatten()
+        found, kept = self._direction(full, rows)
+        before = self.bank.states.map(lambda w: w.index_select(0, self.bank.index[full]))
+        before = before.map(lambda w: w.repeat_interleave(copies, 0).flatten(0, 1))
+        momentum = None if kept is None else kept.flatten() / rule.chunk_size
+        all_norms = norms.map(lambda n: n.expand(len(rows), *n.shape).flatten(0, 1))
+        heads = self.source.k.shape[2]
+        after = step(before, found, momentum, all_norms, rule)
+        after = after.map(lambda w: w.unflatten(0, (-1, heads)))
+        spread = self.spread()
+        taken = torch.zeros_like(spread.fill) if spread.taken is None else spread.taken
+        result = replace(
+            spread,
+            bank=spread.bank.replace(rows, after),
+            fill=spread.fill.index_fill(0, rows, 0),
+            taken=taken.index_fill(0, rows, self.num_own),
+        )
+        return replace(result, room=rule.chunk_size - int(result.count().max()))
+
+    def _direction(self, full: Tensor, rows: Tensor) -> tuple[FastWeights, Tensor | None]:
+        """The full chunks' directions ``[R_full * H, ...]`` and their sums of momentum.
+
+        The prefix's share is the same for its copies; it is computed once.
+        """
+        weights = self.bank.states.applied.map(lambda w: w.index_select(0, self.bank.index[full]))
+        shared = replace(self, row=self.row[full], start=self.start[full], fill=self.fill[full])
+        found, kept = None, None
+        if int(shared.fill.max()) > 0:
+            tokens = shared.chunk_tokens()
+            inside = torch.arange(tokens.k.shape[1], device=full.device) < shared.fill[:, None]
+            found, kept = _masked_direction(weights, tokens, inside)
+            found = found.map(lambda d: d.repeat_interleave(self.copies, 0))
+            kept = None if kept is None else kept.repeat_interleave(self.copies, 0)
+        if self.own is not None:
+            own = self.own.map(lambda x: x.index_select(0, rows))
+            inside = torch.ones(own.k.shape[:2], dtype=torch.bool, device=full.device)
+            if self.taken is not None:
+                taken = self.taken[full].repeat_interleave(self.copies)[:, None]
+                inside = torch.arange(own.k.shape[1], device=full.device) >= taken
+            weights = weights.map(lambda w: w.repeat_interleave(self.copies, 0))
+            more, more_kept = _masked_direction(weights, own, inside)
+            if found is None:
+                found, kept = more, more_kept
+            else:
+                found = FastWeights(*(a + b for a, b in zip(found, more, strict=True)))
+                kept = None if kept is None or more_kept is None else kept + more_kept
+        assert found is not None
+        return found.map(lambda d: d.flatten(0, 1)), kept
+
+
+def _masked_direction(
+    weights: FastWeights, tokens: FastTokens, inside: Tensor
+) -> tuple[FastWeights, Tensor | None]:
+    """The direction ``[G, H, ...]`` of the tokens that are ``inside [G, P]``, and the sum
+    ``[G, H]`` of their momentum.
+    """
+    dtype = weights.w0.dtype
+    groups, heads = weights.w0.shape[:2]
+    mask = inside.to(dtype)[:, :, None, None]
+    rates = tokens.rates.to(dtype) * mask
+    k, v, rates = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (tokens.k, tokens.v, rates))
+    found = direction(weights.map(lambda w: w.flatten(0, 1)), k, v, rates)
+    found = found.map(lambda d: d.unflatten(0, (groups, heads)))
+    if tokens.momentum is None:
+        return found, None
+    return found, (tokens.momentum.to(dtype) * mask[..., 0]).sum(1)

@@ -1,0 +1,68 @@
+"""Sliding-window attention of whole rows, and the window after any of their tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_kernels.window_attention.blocked import BlockedWindowAttention
+from refine_kernels.window_attention.shared import SharedWindow
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTrail:
+    """Keys and values of a pass, and of the window before it."""
+
+    keys: Tensor  # [B, lead + T, H, d]
+    values: Tensor  # [B, lead + T, H, d]
+    lead: int
+    before: Tensor | None  # [B] real ones among the lead; None: all of them
+    window: int
+
+    def at(self, positions: Tensor) -> SharedWindow:
+        """The windows after ``positions [B, S]`` tokens of the pass, rows flattened."""
+        row = torch.arange(positions.shape[0], device=positions.device)[:, None]
+        before = positions + (self.lead if self.before is None else self.before[:, None])
+        return SharedWindow(
+            self.keys,
+            self.values,
+            row.expand_as(positions).flatten(),
+            (positions + self.lead).flatten(),
+            before.clamp(max=self.window - 1).flatten(),
+        )
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, state: SharedWindow | None = None
+) -> tuple[Tensor, WindowTrail]:
+    """Each token attends to itself and the ``window - 1`` tokens before it.
+
+    Args:
+        q: queries ``[B, T, H, d]``, with their positions in them.
+        k: keys ``[B, T, H, d]``, with their positions in them.
+        v: values ``[B, T, H, d]``.
+        window: tokens that each sees, itself included.
+        state: what the rows continue; an empty text if left out.
+
+    Returns:
+        ``[B, T, H, d]``, and what the window after any number of tokens is had from.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(q.shape)}")
+    if window < 1:
+        raise ValueError(f"window {window}: each token sees at least itself")
+    lead, before = 0, None
+    if state is not None:
+        rows = state.fold(window)
+        lead, before = rows.keys.shape[1], rows.count
+        k = torch.cat([rows.keys.to(k.dtype), k], 1)
+        v = torch.cat([rows.values.to(v.dtype), v], 1)
+    with torch.autocast(q.device.type, enabled=False):
+        output = BlockedWindowAttention.apply(q, k, v, before, window)
+    return output, WindowTrail(k, v, lead, before, window)

@@ -1,0 +1,149 @@
+"""The window's keys and values after a prefix, shared between rows that continue it.
+
+``R = G * N`` rows continue ``G`` prefixes, ``N`` rows each. A row's window is the last
+``window - 1`` tokens of its prefix, which its copies share, and its own tokens since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
+FOLD_AT, FOLD_COPIES_AT = 16, 64
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """``x [a, b, ...]`` at ``index [...]`` of its first two dimensions taken as one.
+
+    Indexing with tensors would do the same, but its backward pass on a CPU adds one by one.
+    """
+    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWindow:
+    """``R = G * N`` rows over ``G`` prefixes."""
+
+    keys: Tensor  # [X, E, H, d] that the prefixes' windows lie in
+    values: Tensor  # [X, E, H, d]
+    row: Tensor  # [G] int64, row of keys and values
+    end: Tensor  # [G] int64, where in it the prefix ends
+    count: Tensor  # [G] int64, tokens of the prefix that can be seen, at most window - 1
+    copies: int = 1  # N
+    own_keys: Tensor | None = None  # [R, o, H, d] read since
+    own_values: Tensor | None = None  # [R, o, H, d]
+
+    @property
+    def num_own(self) -> int:
+        """Tokens that each row has read since its prefix."""
+        return 0 if self.own_keys is None else self.own_keys.shape[1]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor of numbers that is held."""
+        held = (self.keys, self.values, self.own_keys, self.own_values)
+        return tuple(x for x in held if x is not None)
+
+    def detach(self) -> SharedWindow:
+        """The same values without their history."""
+        return replace(
+            self,
+            keys=self.keys.detach(),
+            values=self.values.detach(),
+            own_keys=None if self.own_keys is None else self.own_keys.detach(),
+            own_values=None if self.own_values is None else self.own_values.detach(),
+        )
+
+    def select(self, rows: Tensor) -> SharedWindow:
+        """The rows ``rows [M]`` int64."""
+        group = rows // self.copies
+        return SharedWindow(
+            self.keys,
+            self.values,
+            self.row[group],
+            self.end[group],
+            self.count[group],
+            1,
+            None if self.own_keys is None else self.own_keys[rows],
+            None if self.own_values is None else self.own_values[rows],
+        )
+
+    def prefix(self, window: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[G, P, H, d]``, the last ones those of the prefix's last token.
+
+        Only a row's last ``count`` ones are real.
+        """
+        length = self.keys.shape[1]
+        width = min(window - 1, length)
+        index = self.end[:, None] - width + torch.arange(width, device=self.end.device)
+        index = index.clamp(0, max(length - 1, 0)) + self.row[:, None] * length
+        return _rows(self.keys, index), _rows(self.values, index)
+
+    def fold(self, window: int) -> SharedWindow:
+        """``R`` prefixes that hold their own tokens, and nothing outside their windows."""
+        rows = self.select(torch.arange(len(self.row) * self.copies, device=self.row.device))
+        keys, values = rows.prefix(window)
+        if rows.own_keys is not None and rows.own_values is not None:
+            keys = torch.cat([keys, rows.own_keys], 1)
+            values = torch.cat([values, rows.own_values], 1)
+        surplus = max(keys.shape[1] - (window - 1), 0)
+        keys, values = keys[:, surplus:], values[:, surplus:]
+        if surplus:  # a view would keep what it leaves out
+            keys, values = keys.contiguous(), values.contiguous()
+        count = (rows.count + rows.num_own).clamp(max=window - 1)
+        number = torch.arange(len(count), device=count.device)
+        return SharedWindow(keys, values, number, torch.full_like(count, keys.shape[1]), count)
+
+    def fork(self, n: int, window: int) -> SharedWindow:
+        """Every row ``n`` times, sharing its prefix."""
+        rows = self if self.copies == 1 and self.own_keys is None else self.fold(window)
+        return replace(rows, copies=n)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, SharedWindow]:
+        """Read ``t`` tokens ``[R, t, H, d]`` of each of the ``R`` rows; made for a few tokens.
+
+        Returns:
+            ``[R, t, H, d]``, and the window after the tokens.
+        """
+        earlier, length = self.num_own, q.shape[1]
+        if self.own_keys is not None and self.own_values is not None:
+            k = torch.cat([self.own_keys.to(k.dtype), k], 1)
+            v = torch.cat([self.own_values.to(v.dtype), v], 1)
+        after = replace(self, own_keys=k, own_values=v)
+        keys, values = (x.to(q.dtype) for x in self.prefix(window))
+        width = keys.shape[1]
+        device = q.device
+        time = torch.arange(earlier, earlier + length, device=device)[:, None]
+        own = torch.arange(earlier + length, device=device)
+        hidden_own = (own > time) | (own <= time - window)  # [t, o + t]
+        behind = width - torch.arange(width, device=device)  # of the prefix's end
+        hidden = (behind > self.count[:, None])[:, None] | (behind + time >= window)  # [G, t, P]
+
+        def by_prefix(x: Tensor) -> Tensor:  # [R, t, H, d] to [G, H, N * t, d]
+            return x.unflatten(0, (-1, self.copies)).flatten(1, 2).transpose(1, 2)
+
+        scale = q.shape[-1] ** -0.5
+        shared = by_prefix(q * scale) @ keys.permute(0, 2, 3, 1)  # [G, H, N * t, P]
+        shared = shared.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
+        hidden = hidden[:, None, None].expand(-1, self.copies, -1, -1, -1).flatten(0, 1)
+        scores = torch.cat(
+            [
+                shared.masked_fill(hidden, -torch.inf),
+                ((q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)).masked_fill(
+                    hidden_own, -torch.inf
+                ),
+            ],
+            -1,
+        )
+        # [R, H, t, P + o + t]
+        weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
+        output = weights[..., width:] @ v.transpose(1, 2)
+        seen = weights[..., :width].transpose(1, 2)  # [R, t, H, P]
+        seen = by_prefix(seen) @ values.transpose(1, 2)  # [G, H, N * t, d]
+        seen = seen.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
+        result = (output + seen).transpose(1, 2)
+        if after.num_own >= (FOLD_AT if self.copies == 1 else FOLD_COPIES_AT):
+            after = after.fold(window)
+        return result, after

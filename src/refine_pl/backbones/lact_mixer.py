@@ -1,0 +1,258 @@
+"""The mixer of LaCT: attention in a sliding window, and fast weights that whole chunks update.
+
+out = o_proj(attention(q, k, v) + silu(scale) norm(f_W(fast q)))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refine_kernels.lact_update import (
+    FastTokens,
+    FastWeights,
+    UpdateRule,
+    lact_update,
+    row_norms,
+)
+from refine_kernels.window_attention import window_attention
+from refine_pl.backbones.base import LayerState, TokenLayout
+from refine_pl.backbones.lact_state import LaCTState, LaCTTrail, no_tokens
+from refine_pl.backbones.rope import rotate, rotations
+from refine_pl.backbones.stack import Mixer, RMSNorm
+
+# Rows that continue a state by fewer tokens than this keep them beside the state.
+SHORT = 16
+
+_NORM_EPS = 1e-5  # of the mixer's own norms, whatever the model's
+_FRESH_RATE = 1e-3
+
+
+class LowRankFastWeight(nn.Module):
+    """An initial fast weight of few parameters: ``left @ right + I / 2``.
+
+    Args:
+        num_heads: of the fast weights.
+        rows: of each matrix.
+        columns: of each matrix.
+        rank: columns of left.
+        gain: of the fresh parameters.
+    """
+
+    def __init__(self, num_heads: int, rows: int, columns: int, rank: int, gain: float) -> None:
+        super().__init__()
+        self.w_left = nn.Parameter(torch.empty(num_heads, rows, rank))
+        self.w_right = nn.Parameter(torch.empty(num_heads, rank, columns))
+        nn.init.normal_(self.w_left, std=gain / math.sqrt(rank))
+        nn.init.normal_(self.w_right, std=gain / math.sqrt(columns))
+
+    def forward(self) -> Tensor:
+        """``[H, rows, columns]``."""
+        product = self.w_left @ self.w_right
+        rows, columns = product.shape[-2:]
+        return product + 0.5 * torch.eye(rows, columns, dtype=product.dtype, device=product.device)
+
+
+class _Projected(NamedTuple):
+    """What a token brings, ``[rows, tokens, heads, ...]``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    fast_q: Tensor
+    fast: FastTokens
+
+
+class LaCTMixer(Mixer):
+    """The mixer of one LaCT layer. Arguments as in :class:`LaCT`."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_attn_heads: int,
+        num_lact_heads: int,
+        inter_multi: float,
+        window_size: int,
+        qkv_bias: bool,
+        attn_qk_norm: bool,
+        qkv_silu: bool,
+        no_v_silu: bool,
+        lr_dim: int,
+        use_momentum: bool,
+        learnable_ttt_scale: bool,
+        ttt_nope: bool,
+        w0_w2_low_rank: int,
+        fw_init_gain: float,
+        rope_theta: float,
+        rule: UpdateRule,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_fast_heads = num_attn_heads, num_lact_heads
+        self.head_width = hidden_size // num_attn_heads
+        self.fast_width = hidden_size // num_lact_heads
+        self.window, self.rule, self.theta = window_size, rule, rope_theta
+        self.silu_qk, self.silu_v = qkv_silu, qkv_silu and not no_v_silu
+        self.rotate_fast = not ttt_nope
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.q_norm = RMSNorm(hidden_size, _NORM_EPS) if attn_qk_norm else None
+        self.k_norm = RMSNorm(hidden_size, _NORM_EPS) if attn_qk_norm else None
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        inner = int(self.fast_width * inter_multi)
+        self.w0 = _initial(num_lact_heads, inner, self.fast_width, w0_w2_low_rank, fw_init_gain)
+        self.w2 = _initial(num_lact_heads, inner, self.fast_width, w0_w2_low_rank, fw_init_gain)
+        self.w1 = _plain(num_lact_heads, self.fast_width, inner)
+        self.lr_proj = nn.Linear(hidden_size, 3 * lr_dim * num_lact_heads)
+        self.qk_scale = nn.Parameter(torch.ones(hidden_size, 2))
+        self.qk_offset = nn.Parameter(torch.zeros(hidden_size, 2))
+        self.ttt_norm = RMSNorm(self.fast_width, _NORM_EPS)
+        self.ttt_scale_proj = (
+            nn.Linear(hidden_size, num_lact_heads) if learnable_ttt_scale else None
+        )
+        self.momentum_proj = (
+            nn.Sequential(nn.Linear(hidden_size, num_lact_heads), nn.Sigmoid())
+            if use_momentum
+            else None
+        )
+
+    def initial(self) -> FastWeights:
+        """The fast weights of an empty text, ``[H, ...]``, float32 or float64."""
+        w0, w2 = (w if isinstance(w, nn.Parameter) else w() for w in (self.w0, self.w2))
+        weights = FastWeights(w0, self.w1, w2)
+        return weights.map(lambda w: w.to(torch.promote_types(w.dtype, torch.float32)))
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
+    ) -> tuple[Tensor, LaCTState, LaCTTrail | None]:
+        """Mix tokens; see :class:`Mixer`."""
+        assert state is None or isinstance(state, LaCTState)
+        before = no_tokens(layout.batch, x.device) if state is None else state.num_tokens
+        main, fork = self._project(x, layout, before)
+        initial = self.initial()
+        plain = not keep_trail and layout.forks is None and layout.mask is None
+        trail = None
+        if state is not None and plain and layout.length < SHORT:
+            seen, output, after = self._continue(main, state, initial)
+        else:
+            seen, seen_trail = window_attention(
+                main.q, main.k, main.v, self.window, None if state is None else state.seen
+            )
+            result = lact_update(
+                main.fast_q, main.fast, initial, self.rule, None if state is None else state.fast
+            )
+            output = result.output
+            if len(result.trail.entering) == 1:
+                output = output + _nothing(main.fast)
+            trail = LaCTTrail(result.trail, seen_trail, before)
+            after = trail.at(layout.num_tokens[:, None]).compact()
+        fork_seen = fork_output = None
+        if layout.forks is not None and trail is not None and fork is not None:
+            forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])
+            fork_seen, fork_output, _ = self._continue(fork, forked, initial)
+        y = self._leave(layout.join(seen, fork_seen), layout.join(output, fork_output), x)
+        return y, after, trail if keep_trail else None
+
+    def _continue(
+        self, tokens: _Projected, state: LaCTState, initial: FastWeights
+    ) -> tuple[Tensor, Tensor, LaCTState]:
+        """Both branches over a few tokens of rows that may share their prefixes."""
+        with torch.autocast(tokens.q.device.type, enabled=False):
+            seen, window = state.seen.attend(tokens.q, tokens.k, tokens.v, self.window)
+            norms = row_norms(initial)
+            output, fast = state.fast.read(tokens.fast_q, tokens.fast, norms, self.rule)
+        num_tokens = state.num_tokens + tokens.q.shape[1]
+        return seen, output, LaCTState(fast, window, num_tokens, self.window)
+
+    def _project(
+        self, x: Tensor, layout: TokenLayout, before: Tensor
+    ) -> tuple[_Projected, _Projected | None]:
+        """Sequences and forks, projected at once; ``before [B]`` tokens precede them."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        table = rotations(_indices(layout, before), self.head_width, self.theta, dtype)
+        scale, offset = self.qk_scale.to(q.dtype), self.qk_offset.to(q.dtype)
+        fast_q = self._enter_fast(q * scale[:, 0] + offset[:, 0], table)
+        fast_k = self._enter_fast(k * scale[:, 1] + offset[:, 1], table)
+        fast_v = F.silu(v) if self.silu_v else v
+        rates = self.lr_proj(x).to(dtype) + math.log(math.expm1(_FRESH_RATE))
+        momentum = None if self.momentum_proj is None else self.momentum_proj(x)
+        heads, fast_heads = (-1, self.head_width), (self.num_fast_heads, -1)
+        parts = [
+            rotate(q.unflatten(-1, heads), table),
+            rotate(k.unflatten(-1, heads), table),
+            v.unflatten(-1, heads),
+            fast_q,
+            fast_k,
+            fast_v.unflatten(-1, fast_heads),
+            F.softplus(rates).unflatten(-1, fast_heads),
+        ]
+        kept = None if momentum is None else layout.split(momentum)
+        mains, forks = zip(*(layout.split(part) for part in parts), strict=True)
+        main = _projected(mains, None if kept is None else kept[0])
+        if layout.forks is None:
+            return main, None
+        return main, _projected(forks, None if kept is None else kept[1])
+
+    def _enter_fast(self, x: Tensor, table: Tensor) -> Tensor:
+        """Queries or keys ``[M, D]`` of the fast weights to ``[M, H, d]``."""
+        if self.silu_qk:
+            x = F.silu(x)
+        x = x.unflatten(-1, (self.num_fast_heads, -1))
+        length = torch.linalg.vector_norm(x.to(table.dtype), dim=-1, keepdim=True)
+        x = x / (length + 1e-5).to(x.dtype)
+        if self.rotate_fast:  # with the heads of the attention
+            turned = rotate(x.flatten(-2).unflatten(-1, (-1, self.head_width)), table)
+            x = turned.flatten(-2).view_as(x)
+        return x
+
+    def _leave(self, seen: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        """Attention ``[M, heads, width]`` and fast branch ``[M, H, d]`` to ``[M, D]``."""
+        output = self.ttt_norm(output)
+        if self.ttt_scale_proj is not None:
+            output = output * F.silu(self.ttt_scale_proj(x))[..., None]
+        return self.o_proj(seen.flatten(-2) + output.flatten(-2))
+
+
+def _nothing(tokens: FastTokens) -> Tensor:
+    """Zero, with zero gradients for rates and momentum.
+
+    A text of one chunk uses neither, but data-parallel ranks wait for all gradients.
+    """
+    zero = tokens.rates[:, :0].sum()
+    return zero if tokens.momentum is None else zero + tokens.momentum[:, :0].sum()
+
+
+def _projected(parts: Sequence[Tensor | None], momentum: Tensor | None) -> _Projected:
+    q, k, v, fast_q, fast_k, fast_v, rates = (cast(Tensor, part) for part in parts)
+    return _Projected(q, k, v, fast_q, FastTokens(fast_k, fast_v, rates, momentum))
+
+
+def _initial(
+    heads: int, rows: int, columns: int, rank: int, gain: float
+) -> LowRankFastWeight | nn.Parameter:
+    if rank > 0:
+        return LowRankFastWeight(heads, rows, columns, rank, gain)
+    return _plain(heads, rows, columns)
+
+
+def _plain(heads: int, rows: int, columns: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(heads, rows, columns) / math.sqrt(columns))
+
+
+def _indices(layout: TokenLayout, before: Tensor) -> Tensor:
+    """The number of each token in its row ``[M]``, forks behind the sequences."""
+    device = before.device
+    main = (before[:, None] + torch.arange(layout.length, device=device)).flatten()
+    if layout.forks is None:
+        return main
+    positions = before[:, None] + layout.forks.positions
+    offset = torch.arange(layout.forks.tokens.shape[-1], device=device)
+    fork = (positions[:, :, None, None] + offset).expand(layout.forks.tokens.shape)
+    return torch.cat([main, fork.flatten()])

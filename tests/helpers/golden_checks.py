@@ -1,0 +1,44 @@
+"""Checkpoints in ``tests/golden`` and what the published model code computes with them."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+FOLDER = Path(__file__).parents[1] / "golden"
+
+
+def config(name):
+    return json.loads((FOLDER / name / "config.json").read_text())
+
+
+def build(backbone, name, **options):
+    fields = {k: v for k, v in config(name).items() if k not in ("architectures", "model_type")}
+    policy = backbone(**fields | options)
+    policy.load_state_dict(load_file(FOLDER / name / "model.safetensors"))
+    return policy
+
+
+def relative(got, expected):
+    return float((got.detach() - expected).norm() / expected.norm())
+
+
+def check(policy, name):
+    """Hidden states, logits, loss and all gradients; returns how many gradients there were."""
+    expected = load_file(FOLDER / name / "expected.safetensors")
+    tokens = expected["input_ids"]
+    hidden = policy(tokens).hidden
+    assert relative(hidden, expected["last_hidden"]) < 1e-5
+    logits = policy.head(hidden.flatten(0, 1), logits=True).logits
+    assert relative(logits.view_as(expected["logits"]), expected["logits"]) < 1e-5
+    stats = policy.head(hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss = -stats.logprob.mean()
+    assert relative(loss, expected["loss"]) < 1e-5
+    policy.zero_grad()
+    loss.backward()
+    compared = 0
+    for key, parameter in policy.named_parameters():
+        assert relative(parameter.grad, expected[f"grad/{key}"]) < 1e-4, key
+        compared += 1
+    assert compared == len([key for key in expected if key.startswith("grad/")])
+    return compared

@@ -1,0 +1,99 @@
+"""Sliding-window attention in blocks against a mask over all pairs; what its memory grows with."""
+
+import pytest
+import torch
+
+from refine_kernels.window_attention import blocked, window_attention
+from refine_kernels.window_attention.reference import window_attention_reference
+from refine_pl.memory import PeakMemory
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blocked, "MIN_BLOCK", 3)
+    monkeypatch.setattr(blocked, "MAX_BLOCK", 7)
+
+
+def draw(batch, length, seed=0, heads=2, width=4):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, batch, length, heads, width)
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return [y.requires_grad_() for y in x.unbind(0)]
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 16, 40, 100])
+@pytest.mark.parametrize("length", [1, 6, 7, 40])
+@pytest.mark.usefixtures("small_blocks")
+def test_equals_the_masked_form(window, length):
+    inputs = draw(2, length)
+    got, _ = window_attention(*inputs, window)
+    expected = window_attention_reference(*inputs, window)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    wanted = torch.autograd.grad(expected.sin().sum(), inputs)
+    actual = torch.autograd.grad(got.sin().sum(), inputs)
+    for a, b in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [1, 4, 9, 60])
+@pytest.mark.parametrize("length", [1, 21])
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_continue_and_forks_share(window, length):
+    """After any prefix, at once or a few tokens at a time, with the gradients into the prefix."""
+    q, k, v = draw(2, 30 + length)
+    expected = window_attention_reference(q, k, v, window)
+    _, trail = window_attention(q[:, :30], k[:, :30], v[:, :30], window)
+    positions = torch.tensor([[0, 3, 30], [7, 29, 30]])
+    state = trail.at(positions)
+    rows = torch.arange(2).repeat_interleave(3)
+    index = positions.flatten()[:, None] + torch.arange(length)
+    new = [x[rows[:, None], index] for x in (q, k, v)]
+    wanted = expected[rows[:, None], index]
+    whole, _ = window_attention(*new, window, state)
+    torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-12)
+
+    forked = state.fork(2, window)
+    new = [x.repeat_interleave(2, 0) for x in new]
+    outputs = []
+    for piece in zip(*(x.split(2, 1) for x in new), strict=True):
+        output, forked = forked.attend(*piece, window)
+        outputs.append(output)
+    shared = torch.cat(outputs, 1)
+    torch.testing.assert_close(shared, wanted.repeat_interleave(2, 0), rtol=1e-10, atol=1e-12)
+    expected_gradients = torch.autograd.grad(2 * wanted.sin().sum(), (k, v), retain_graph=True)
+    for got, times in ((whole, 2), (shared, 1)):
+        found = torch.autograd.grad(times * got.sin().sum(), (k, v), retain_graph=True)
+        for a, b in zip(found, expected_gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def peak(length, window):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, length, 2, 8, generator=generator) for _ in range(3)]
+    inputs = [x.requires_grad_() for x in inputs]
+    with PeakMemory() as memory:
+        window_attention(*inputs, window)[0].sum().backward()
+    return memory
+
+
+def test_memory_grows_with_tokens_not_with_their_square():
+    small, large = peak(1024, 64), peak(8192, 64)
+    assert large.peak_bytes < 10 * small.peak_bytes
+    assert large.largest_elements <= 8192 * 2 * 8
+    wide = peak(8192, 512)
+    assert wide.peak_bytes < large.peak_bytes + 30 * 512 * 1024 * 4
+
+
+def test_all_pairs_would_be_noticed(monkeypatch):
+    """The broken case: one block for everything fails the same bound."""
+    monkeypatch.setattr(blocked, "MIN_BLOCK", 10**6)
+    monkeypatch.setattr(blocked, "MAX_BLOCK", 10**6)
+    assert peak(2048, 64).largest_elements >= 2048 * 2048
+
+
+def test_wrong_arguments():
+    q, k, v = draw(1, 5)
+    with pytest.raises(ValueError, match="window 0"):
+        window_attention(q, k, v, 0)
+    with pytest.raises(ValueError, match="v has shape"):
+        window_attention(q, k, v[:, :2], 3)
