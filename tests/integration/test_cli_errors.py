@@ -223,3 +223,14 @@ def _wait_for(folder, name, process):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
     raise AssertionError(f"no {name} was written")
+
+
+def test_what_the_trainer_refuses_late(tmp_path, monkeypatch):
+    """Lightning compares this setting with the number of batches, when the fit has begun."""
+    monkeypatch.chdir(tmp_path)
+    write_documents(tmp_path / "docs")
+    edits = {"trainer.val_check_interval": 1000, "data.init_args.num_validation_documents": 1}
+    outcome = run("fit", "--config", write_config(tmp_path / "c.yaml", edits))
+    assert outcome.code == 2
+    assert "val_check_interval" in outcome.stderr
+    assert "Traceback" not in outcome.stderr

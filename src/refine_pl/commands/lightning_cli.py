@@ -183,12 +183,24 @@ class RefineCLI(LightningCLI):
         except ValueError as error:  # a part of the configuration that is only made during the run
             if isinstance(_under_construction(error), Optimizer):
                 raise _refused(error) from error
+            if _raised_by_the_trainer(error):
+                text = " ".join(str(error).split())[:500]
+                raise ConfigError(f"the trainer refuses its settings: {text}") from error
             raise
         except SystemExit as stop:
             # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(_last_checkpoint(self.trainer)) from None
             raise
+
+
+def _raised_by_the_trainer(error: BaseException) -> bool:
+    """Whether Lightning's own code raised it: a setting that it checks only when it needs it."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    name = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__"))
+    return name.startswith("lightning.pytorch.")
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
