@@ -1,41 +1,49 @@
-"""RefineModule: owns the policy and the parts, steps the optimizer, logs.
+"""RefineModule: owns the policy and the parts, runs iterations, logs.
 
-What one update computes is in ``refine_step.py``; here are the loops around it: a batch is cut
-into mini-batches (one optimizer step each) and these into micro-batches (one backward pass each).
-Batches and mini-batches are counted over all processes, micro-batches on each.
+What one update computes is in ``refine_step.py``, and how a batch becomes updates in
+``update_loop.py``.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
-from refine_pl.losses import ClippedPolicy, count_ntp_tokens
+from refine_pl.evaluation.answering import Answering
+from refine_pl.losses import ClippedPolicy
+from refine_pl.objectives import AnswerObjective, SupervisedAnswers
+from refine_pl.parts import (
+    CLIPPED,
+    ENTROPY,
+    FORKED,
+    GREEDY,
+    GROUP_RELATIVE,
+    NO_BACKBONE,
+    SIMILARITY,
+    build_part,
+    choose_policy,
+)
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
-from refine_pl.refine_step import Counts, LossWeights, RefineStep
+from refine_pl.refine_step import LossWeights, RefineStep
 from refine_pl.rewards import Reward
 from refine_pl.rollouts import RolloutGenerator
 from refine_pl.run_checks import (
     check_batch_size,
     check_data,
+    check_is_read,
     check_small_lr,
     check_state,
     check_trainer,
@@ -44,29 +52,16 @@ from refine_pl.run_log import (
     VALIDATION_SUMS,
     FlatRewards,
     Tally,
-    tally_experience,
+    tally_answers,
+    tally_scores,
     tally_validation,
 )
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
+from refine_pl.task_records import Answer, TaskBatch
+from refine_pl.update_loop import Processes, Settings, UpdateLoop, cut
 
 COUNTERS = ("iteration", "updates", "skipped_steps", "tokens_seen")
-
-# Parts that are left out. They are named, not made, so that no two modules share one.
-ENTROPY: Any = {"class_path": "refine_pl.selectors.Entropy"}
-FORKED: Any = {"class_path": "refine_pl.rollouts.Forked"}
-SIMILARITY: Any = {"similarity": {"class_path": "refine_pl.rewards.EmbeddingSimilarity"}}
-GROUP_RELATIVE: Any = {"class_path": "refine_pl.advantages.GroupRelative"}
-CLIPPED: Any = {"class_path": "refine_pl.losses.ClippedPolicy"}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a schedule may change from iteration to iteration."""
-
-    plan: RolloutPlan
-    weights: LossWeights
-    lr: float | None = None  # None: the optimizer's own
 
 
 class RefineModule(LightningModule):
@@ -74,11 +69,13 @@ class RefineModule(LightningModule):
 
     Args:
         backbone: the model that is trained, the policy.
+        pretrained: a folder or a name on the hub, to load the policy from instead.
         selector: where rollouts start.
         generator: how rollouts are drawn, and read again in the update.
         rewards: how good rollouts are: a dict of named rewards, summed by their weights.
         advantage: who is compared with whom.
         policy_loss: what the update does with the advantages.
+        answering: how prompts are answered: in ``test``, ``predict`` and validation.
         optimizer: of the policy's parameters.
         num_segments: equal slices of a sequence; rollouts start at one position in each.
         rollouts_per_position: rollouts drawn from each position.
@@ -87,6 +84,8 @@ class RefineModule(LightningModule):
         policy_weight: of the policy loss; 0 (and no KL) is plain next-token training, step-matched.
         kl_weight: of the KL to the policy as it was when training started.
         minibatch_size: sequences per optimizer step, over all processes.
+        steps: ``per_batch`` takes one optimizer step for the whole batch instead, as the published
+            baselines did.
         microbatch_size: sequences per forward and backward pass, on each process.
         rollouts_per: draw for the whole batch under the old policy, or for each mini-batch anew.
         gradient_clip: largest gradient norm of an update.
@@ -95,12 +94,14 @@ class RefineModule(LightningModule):
 
     def __init__(
         self,
-        backbone: FastWeightLM,
+        backbone: FastWeightLM = NO_BACKBONE,
+        pretrained: str | None = None,
         selector: PositionSelector = ENTROPY,
         generator: RolloutGenerator = FORKED,
         rewards: dict[str, Reward] = SIMILARITY,
         advantage: AdvantageEstimator = GROUP_RELATIVE,
         policy_loss: ClippedPolicy = CLIPPED,
+        answering: Answering = GREEDY,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
         num_segments: PositiveInt = 8,
         rollouts_per_position: PositiveInt = 1,
@@ -110,6 +111,7 @@ class RefineModule(LightningModule):
         kl_weight: NonNegativeFloat = 0.0,
         minibatch_size: PositiveInt = 32,
         microbatch_size: PositiveInt = 1,
+        steps: Literal["per_minibatch", "per_batch"] = "per_minibatch",
         rollouts_per: Literal["batch", "minibatch"] = "batch",
         gradient_clip: PositiveFloat = 1.0,
         seed: NonNegativeInt = 0,
@@ -117,18 +119,21 @@ class RefineModule(LightningModule):
         super().__init__()
         self._save_plain_hyperparameters()
         self.automatic_optimization = False
-        self.policy = backbone
+        self.policy = choose_policy(backbone, pretrained)
         self.reference: FastWeightLM | None = None
         self.refine_step = RefineStep(
-            _build(selector),
-            _build(generator),
-            {name: _build(reward) for name, reward in rewards.items()},
-            _build(advantage),
-            _build(policy_loss),
+            build_part(selector),
+            build_part(generator),
+            {name: build_part(reward) for name, reward in rewards.items()},
+            build_part(advantage),
+            build_part(policy_loss),
         ).requires_grad_(False)  # a part's own parameters, say a reward model's, are not trained
+        self.answering = build_part(answering)
+        self.objective: AnswerObjective = SupervisedAnswers()  # a phase may give another one
         self.make_optimizer = optimizer
         self.minibatch_size = minibatch_size
         self.microbatch_size = microbatch_size
+        self.steps = steps
         self.rollouts_per = rollouts_per
         self.gradient_clip = gradient_clip
         self.seed = seed
@@ -142,13 +147,14 @@ class RefineModule(LightningModule):
         self.updates = 0  # optimizer steps, skipped ones included
         self.skipped_steps = 0
         self.tokens_seen = 0  # over all processes
+        self._tally, self._stopwatch = Tally(), Stopwatch()  # of the iteration
         self._validation = Tally()
         self._flat_rewards = FlatRewards()
 
     def _save_plain_hyperparameters(self) -> None:
         """From the command line: the model's part of the config. From Python: the plain values."""
         parts = ["backbone", "selector", "generator", "rewards", "advantage", "policy_loss"]
-        self.save_hyperparameters(ignore=[*parts, "optimizer"], logger=False)
+        self.save_hyperparameters(ignore=[*parts, "answering", "optimizer"], logger=False)
         if "_instantiator" in self.hparams:
             self.save_hyperparameters(logger=False)
 
@@ -165,10 +171,9 @@ class RefineModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check the data, give its tokenizer to the rewards, make the reference."""
         self.refine_step.reward.bind(self.tokenizer)
-        if stage == "fit":
-            check_data(self.trainer, self)
-            if self.keep_reference and self.reference is None:
-                self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        check_data(self.trainer, self, stage)
+        if stage == "fit" and self.keep_reference and self.reference is None:
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
 
     @property
     def tokenizer(self) -> Any:
@@ -195,13 +200,35 @@ class RefineModule(LightningModule):
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if isinstance(batch_size, int):
-            self.print(self.describe_iteration(batch_size, self.own_settings))
+            phases = self.phases()
+            if len(phases) == 1:
+                self.print(phases[0].describe(self, batch_size, self.own_settings))
+            else:
+                self.print(self.describe_iteration(batch_size, self.own_settings))
+
+    def phases(self) -> list[Any]:
+        """The callbacks of the trainer that say what a batch of training does."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [c for c in callbacks if getattr(c, "trains", False)]
+
+    def updates_per_batch(self, batch_size: int) -> int | None:
+        """Optimizer steps of a batch, ``None`` if the run has phases that differ in it."""
+        refine = 1 if self.steps == "per_batch" else batch_size // self.minibatch_size
+        counts = {phase.updates_per_batch(refine) for phase in self.phases()} or {refine}
+        return counts.pop() if len(counts) == 1 else None
+
+    def draws_rollouts(self, settings: Settings) -> bool:
+        """Whether a phase of this run draws rollouts under these settings."""
+        phases = self.phases()
+        if not phases:
+            return settings.weights.needs_rollouts
+        return any(phase.draws(settings) for phase in phases)
 
     def describe_iteration(self, batch_size: int, settings: Settings) -> str:
-        """What a batch of ``batch_size`` sequences over all processes is made into."""
-        updates = batch_size // self.minibatch_size
-        text = f"{batch_size:,} sequences = {updates} update{'s' if updates > 1 else ''}"
-        text += f" of {self.minibatch_size}"
+        """What ReFINE makes of a batch of ``batch_size`` sequences over all processes."""
+        size = batch_size if self.steps == "per_batch" else self.minibatch_size
+        updates = batch_size // size
+        text = f"{batch_size:,} sequences = {updates} update{'s' if updates > 1 else ''} of {size}"
         if not settings.weights.needs_rollouts:
             return f"{text}; no rollouts"
         plan = settings.plan
@@ -220,96 +247,64 @@ class RefineModule(LightningModule):
 
     # Training ------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One iteration: rollouts under the policy as it is, then a step for each mini-batch."""
-        processes = self.trainer.world_size
-        batch_size = len(batch) * processes
-        check_batch_size(batch_size, self.minibatch_size, self.microbatch_size, processes)
+    def training_step(self, batch: Batch | TaskBatch, batch_idx: int) -> None:
+        """One iteration: what the phase makes of a batch; without one, a plain ReFINE update."""
+        self._check_batch_size(batch)
         self._apply_lr()
-        tally, stopwatch = Tally(), Stopwatch(self.device)
-        tally.add("tokens", batch.num_tokens.sum(), 1 / processes)  # the mean is the total
-        minibatches = list(_cut(batch, self.minibatch_size // processes))
-        if self.rollouts_per == "batch":
-            drawn = [self._draw(minibatch, tally, stopwatch) for minibatch in minibatches]
-            for micro_batches in drawn:
-                self._update(micro_batches, tally, stopwatch)
+        phases = self.phases()
+        if phases:
+            check_is_read(batch, phases).iterate(self, batch)
+        elif isinstance(batch, TaskBatch):
+            self.answer(batch)
         else:
-            for minibatch in minibatches:
-                self._update(self._draw(minibatch, tally, stopwatch), tally, stopwatch)
+            self.refine(batch)
         self.iteration += 1
-        self._report(tally, stopwatch)
+        self._report()
 
-    def _draw(
-        self, minibatch: Batch, tally: Tally, stopwatch: Stopwatch
-    ) -> Sequence[Experience | Batch]:
-        """Rollouts for each micro-batch, or the bare micro-batches if no term needs them."""
-        micro_batches = list(_cut(minibatch, self.microbatch_size))
-        if not self.settings.weights.needs_rollouts:
-            return micro_batches
-        drawn = []
-        for micro_batch in micro_batches:
-            generator = RowRandom(self.seed, self.iteration, micro_batch.rows)
-            experience = self.refine_step.draw(
-                self.policy, micro_batch, self.settings.plan, generator, stopwatch
-            )
-            tally_experience(tally, experience, self.refine_step.advantage.group_by)
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if hasattr(callback, "on_experience"):
-                    callback.on_experience(self.trainer, self, experience)
-            drawn.append(_without_hidden(experience))
-        return drawn
+    def refine(self, batch: Batch, settings: Settings | None = None) -> None:
+        """The ReFINE update on sequences, as a part of the iteration that is going on.
 
-    def _update(
-        self, micro_batches: Sequence[Experience | Batch], tally: Tally, stopwatch: Stopwatch
-    ) -> None:
-        """One optimizer step."""
-        with stopwatch("update"):
-            counts = self._count(micro_batches)
-            for i, micro_batch in enumerate(micro_batches):
-                with self._synchronised(i == len(micro_batches) - 1):
-                    loss, sums = self.refine_step.loss(
-                        self.policy, micro_batch, counts, self.settings.weights, self.reference
-                    )
-                    # Lightning's autocast reaches around the whole step, but the types of the
-                    # backward pass were settled in the forward pass.
-                    with torch.autocast(self.device.type, enabled=False):
-                        self.manual_backward(loss)
-                ntp_tokens, rollout_tokens = _local_counts(micro_batch)
-                for name, total in sums.items():
-                    tally.add(name, total, ntp_tokens if name == "ntp_loss" else rollout_tokens)
-            self._step(tally)
+        Args:
+            batch: sequences of this process.
+            settings: the iteration's own if left out.
+        """
+        loop = self._loop()
+        loop.refine(batch, settings or self.settings, self.iteration)
+        self._count(loop)
 
-    def _step(self, tally: Tally) -> None:
-        """Clip and step; a gradient that is not finite is dropped, the same on every process."""
+    def answer(self, batch: TaskBatch) -> None:
+        """One step on the answers of a batch, as a part of the iteration that is going on."""
+        loop = self._loop()
+        loop.answers(batch, self.objective, self.iteration)
+        self._count(loop)
+
+    def _loop(self) -> UpdateLoop:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if bool(norm.isfinite()):
-            tally.add("optim/grad_norm", norm, 1)
-        else:
-            self.skipped_steps += 1
-            # Without gradients the step changes nothing. It is taken so that the trainer's count of
-            # steps stays a multiple of the updates per batch, which checkpoints rely on.
-            optimizer.zero_grad()
-        optimizer.step()
-        optimizer.zero_grad()
-        self.updates += 1
+        if not self._stopwatch.seconds:
+            self._stopwatch = Stopwatch(self.device)
+        processes = Processes.of(self.trainer)
+        return UpdateLoop(
+            self, optimizer, processes, self._tally, self._stopwatch, self._show_experience
+        )
 
-    def _count(self, micro_batches: Sequence[Experience | Batch]) -> Counts:
-        """What the sums of one update are divided by; gradients are averaged over processes."""
-        local = torch.stack([torch.stack(_local_counts(m)) for m in micro_batches]).sum(0)
-        total = self._sum_over_processes(local.double())
-        ntp_tokens, rollout_tokens = (total.clamp(min=1) / self.trainer.world_size).tolist()
-        return Counts(ntp_tokens, rollout_tokens)
+    def _count(self, loop: UpdateLoop) -> None:
+        """Add what an update loop did to the counters."""
+        self.updates += loop.updates
+        self.skipped_steps += loop.skipped
+        tokens = torch.tensor(loop.tokens, device=self.device)
+        self.tokens_seen += int(self._sum_over_processes(tokens))
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between processes in the last backward pass of an update."""
-        strategy = self.trainer.strategy
-        if last or not isinstance(strategy, ParallelStrategy):
-            return nullcontext()
-        return strategy.block_backward_sync()
+    def _show_experience(self, experience: Experience) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_experience"):
+                callback.on_experience(self.trainer, self, experience)
+
+    def _check_batch_size(self, batch: Batch | TaskBatch) -> None:
+        processes = self.trainer.world_size
+        check_batch_size(
+            len(batch) * processes, self.minibatch_size, self.microbatch_size, processes
+        )
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return torch.as_tensor(self.trainer.strategy.reduce(values, reduce_op="sum"))
@@ -323,14 +318,17 @@ class RefineModule(LightningModule):
         for group, own in zip(self._optimizer().param_groups, self._groups, strict=True):
             group["lr"] = own["lr"] if self.settings.lr is None else self.settings.lr
 
-    def _report(self, tally: Tally, stopwatch: Stopwatch) -> None:
+    def _report(self) -> None:
         """Log what the iteration summed up."""
+        tally, stopwatch = self._tally, self._stopwatch
+        self._tally, self._stopwatch = Tally(), Stopwatch()
         means = tally.means(self.device, self._sum_over_processes)
-        self.tokens_seen += round(means.pop("tokens"))
         weights = self.settings.weights
-        logged = {"train/loss": weights.ntp_weight * means.get("ntp_loss", 0.0)}
-        logged["train/loss"] += weights.policy_weight * means.get("policy_loss", 0.0)
-        logged["train/loss"] += weights.kl_weight * means.get("kl", 0.0)
+        logged = {}
+        if "ntp_loss" in means:
+            logged["train/loss"] = weights.ntp_weight * means["ntp_loss"]
+            logged["train/loss"] += weights.policy_weight * means.get("policy_loss", 0.0)
+            logged["train/loss"] += weights.kl_weight * means.get("kl", 0.0)
         for name, value in means.items():
             group = "train/" if name in ("ntp_loss", "policy_loss", "kl") else "policy/"
             logged[name if "/" in name else group + name] = value
@@ -369,12 +367,21 @@ class RefineModule(LightningModule):
         for name in self.refine_step.reward.parts():
             self._validation.add(f"val/reward_{name}", 0.0, 0)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(
+        self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Next-token loss and accuracy, and rollouts from streams that are the same every time.
 
-        The rollouts follow the module's own settings, whatever a schedule has changed.
+        The rollouts follow the module's own settings, whatever a schedule has changed. Rows of
+        tasks are answered and scored.
         """
-        for micro_batch in _cut(batch, self.microbatch_size):
+        if isinstance(batch, TaskBatch):
+            answers = self.test_step(batch, batch_idx)
+            for rows in cut(batch, self.microbatch_size):
+                tally_answers(self._validation, self.policy, rows)
+            tally_scores(self._validation, answers)
+            return
+        for micro_batch in cut(batch, self.microbatch_size):
             generator = RowRandom(self.seed, 0, micro_batch.rows, "validation")
             tally_validation(
                 self._validation,
@@ -392,6 +399,21 @@ class RefineModule(LightningModule):
             self.log_scalars(means)
         else:
             self.log_dict(means)  # `validate` shows and returns what is logged Lightning's way
+
+    # Answering -----------------------------------------------------------------------------------
+
+    def test_step(  # type: ignore[override]
+        self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Answer]:
+        """Answer the prompts of a batch; a callback scores the answers and writes them."""
+        generator = RowRandom(self.seed, 0, batch.prompts.rows, "answer")
+        return self.answering.answer(self.policy, batch, self.tokenizer, generator)
+
+    def predict_step(
+        self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Answer]:
+        """As in ``test``."""
+        return self.test_step(batch, batch_idx)
 
     # Checkpoints ---------------------------------------------------------------------------------
 
@@ -428,32 +450,3 @@ class RefineModule(LightningModule):
         """
         check_state(self.state_dict(), state_dict, type(self.policy).__name__, strict)
         return super().load_state_dict(state_dict, strict, assign)
-
-
-def _build(part: Any) -> Any:
-    """A part that was left out, made from the name that stands for it."""
-    if not isinstance(part, dict):
-        return part
-    module, name = part["class_path"].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)()
-
-
-def _cut(batch: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, len(batch), size):
-        yield batch.narrow(start, start + size)
-
-
-def _local_counts(micro_batch: Experience | Batch) -> tuple[Tensor, Tensor]:
-    """Next-token targets and rollout tokens of a micro-batch, on this process."""
-    if isinstance(micro_batch, Batch):
-        return count_ntp_tokens(micro_batch.num_tokens), torch.zeros_like(micro_batch.num_tokens[0])
-    rollouts = micro_batch.rollouts
-    tokens = rollouts.valid.sum() * math.prod(rollouts.tokens.shape[2:])
-    return count_ntp_tokens(micro_batch.batch.num_tokens), tokens
-
-
-def _without_hidden(experience: Experience) -> Experience:
-    """The update does not need the rewards' inputs, and all of a batch's would wait for it."""
-    none = experience.rewards.new_empty(0)
-    rollouts = replace(experience.rollouts, hidden=none, target_hidden=none)
-    return replace(experience, rollouts=rollouts)

@@ -7,9 +7,10 @@ what lies behind ``num_tokens`` is never read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class RolloutPlan:
     rollout_length: int  # L, tokens
 
 
-@dataclass(slots=True)  # not frozen: Lightning sets the fields when it moves a batch to a device
+@dataclass(slots=True)  # not frozen: Lightning sets the fields of a batch when it converts them
 class Batch:
     """Sequences of token ids, padded on the right."""
 
@@ -44,6 +45,14 @@ class Batch:
             self.num_tokens[start:stop],
             self.rows[start:stop],
             self.documents[start:stop],
+        )
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """The batch on ``device``; Lightning calls it."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device, **kwargs),
+            num_tokens=self.num_tokens.to(device, **kwargs),
         )
 
 

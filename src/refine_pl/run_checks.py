@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
@@ -13,6 +13,7 @@ from torch import Tensor
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.records import RolloutPlan
 from refine_pl.selectors import PositionSelector
+from refine_pl.task_records import TaskBatch
 
 if TYPE_CHECKING:
     from refine_pl.module import RefineModule
@@ -21,6 +22,8 @@ SMALL_LR = 1e-4
 """Below it, steps are lost in the rounding of bfloat16 weights."""
 
 SHOWN_MISFITS = 3
+
+_LENGTHS = ("sequence_length", "max_prompt_tokens")  # of data modules, tokens
 
 
 def check_trainer(trainer: Trainer, module: RefineModule) -> None:
@@ -43,11 +46,13 @@ def check_trainer(trainer: Trainer, module: RefineModule) -> None:
     if isinstance(batch_size, int):
         processes = trainer.world_size
         check_batch_size(batch_size, module.minibatch_size, module.microbatch_size, processes)
-        _check_checkpoints(trainer, batch_size // module.minibatch_size)
+        _check_checkpoints(trainer, module.updates_per_batch(batch_size))
 
 
-def check_data(trainer: Trainer, module: RefineModule) -> None:
+def check_data(trainer: Trainer, module: RefineModule, stage: str) -> None:
     """Refuse data that the model cannot read, once the data module is set up.
+
+    A text longer than what the model was trained for is no reason to refuse, but to say so.
 
     Raises:
         ConfigError: if the tokenizer has more tokens than the backbone, or the segments do not fit.
@@ -56,23 +61,57 @@ def check_data(trainer: Trainer, module: RefineModule) -> None:
     needed, available = getattr(data, "vocab_size", None), module.policy.vocab_size
     if needed is None:
         needed = getattr(getattr(data, "tokenizer", None), "vocab_size", None)
+    loaded = module.hparams.get("pretrained") is not None
     if isinstance(needed, int) and needed > available:
         raise ConfigError(
             f"the tokenizer has {needed} tokens, the backbone only {available}",
-            where="model.backbone.init_args.vocab_size",
+            where="model.pretrained" if loaded else "model.backbone.init_args.vocab_size",
             allowed=f"{needed} or more",
+            way_out="the tokenizer of that model, in data.tokenizer" if loaded else None,
         )
-    if module.settings.weights.needs_rollouts:
-        check_plan(trainer, module, module.settings.plan, "model.num_segments")
+    _note_long_texts(data, module)
+    if stage == "fit" and module.draws_rollouts(module.own_settings):
+        check_plan(trainer, module, module.own_settings.plan, "model.num_segments")
 
 
-def check_plan(trainer: Trainer, module: RefineModule, plan: RolloutPlan, where: str) -> None:
+def _note_long_texts(data: Any, module: RefineModule) -> None:
+    config = module.policy.config()
+    if "rope_theta" not in config:  # without positions there is nothing to leave
+        return
+    trained = config["max_position_embeddings"]
+    parts = [data, *getattr(data, "sources", {}).values()]
+    lengths = [getattr(part, name, None) for part in parts for name in _LENGTHS]
+    longest = max((length for length in lengths if isinstance(length, int)), default=0)
+    if longest > trained:
+        module.print(
+            f"note: texts of up to {longest:,} tokens, and the positions of this "
+            f"{type(module.policy).__name__} are said to reach {trained:,} "
+            "(max_position_embeddings); longer ones are read all the same"
+        )
+
+
+def check_plan(
+    trainer: Trainer,
+    module: RefineModule,
+    plan: RolloutPlan,
+    where: str,
+    source: str | None = None,
+) -> None:
     """Refuse a plan that full-length sequences have too few legal positions for.
 
+    Args:
+        trainer: its data module knows the length.
+        module: its selector knows the margins.
+        plan: what is checked.
+        where: the plan came from.
+        source: of the data module's, where it has several.
+
     Raises:
-        ConfigError: naming ``where`` the plan came from.
+        ConfigError: naming ``where``.
     """
-    length = getattr(_datamodule(trainer), "sequence_length", None)
+    data = _datamodule(trainer)
+    data = data if source is None else data.sources[source]
+    length = getattr(data, "sequence_length", None)
     selector = module.refine_step.selector
     if not isinstance(length, int) or not isinstance(selector, PositionSelector):
         return
@@ -135,6 +174,31 @@ def check_batch_size(
             allowed=f"a divisor of {local}: model.minibatch_size {minibatch_size} over "
             f"{processes} process{'es' if processes > 1 else ''}",
         )
+
+
+def check_is_read(batch: Any, phases: Sequence[Any]) -> Any:
+    """The phase that reads a batch.
+
+    Raises:
+        ConfigError: none of them does.
+    """
+    for phase in phases:
+        if phase.reads(batch):
+            return phase
+    given = " and ".join(type(phase).__name__ for phase in phases)
+    if isinstance(batch, TaskBatch):
+        raise ConfigError(
+            f"the data are rows with prompts and answers, and the phase is {given}",
+            where="trainer.callbacks",
+            allowed="PostTraining for such rows",
+            way_out="give refine_pl.callbacks.PostTraining, or text: refine_pl.data.TextData",
+        )
+    raise ConfigError(
+        f"the data are sequences of text, and the phase is {given}",
+        where="trainer.callbacks",
+        allowed="MidTraining for text; PostTraining needs rows with prompts and answers",
+        way_out="give refine_pl.callbacks.MidTraining, or rows: refine_pl.data.TaskData",
+    )
 
 
 def check_state(
@@ -212,12 +276,19 @@ def check_small_lr(precision: str, lr: float) -> None:
         )
 
 
-def _check_checkpoints(trainer: Trainer, updates: int) -> None:
+def _check_checkpoints(trainer: Trainer, updates: int | None) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, ModelCheckpoint):
             continue
         every = callback._every_n_train_steps
-        if every > 0 and every % updates:
+        if every > 0 and updates is None:
+            raise ConfigError(
+                f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps, and the "
+                "phases of this run make different numbers of them per batch",
+                where="trainer.callbacks",
+                way_out="leave it out: PhaseSchedule validates, and so saves, after every phase",
+            )
+        if every > 0 and updates is not None and every % updates:
             raise ConfigError(
                 f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps, and a batch "
                 f"makes {updates} of them",
@@ -229,7 +300,7 @@ def _check_checkpoints(trainer: Trainer, updates: int) -> None:
             raise ConfigError(
                 "ModelCheckpoint(train_time_interval) never saves under manual optimization",
                 where="trainer.callbacks",
-                way_out=f"every_n_train_steps: a multiple of {updates}",
+                way_out=f"every_n_train_steps: a multiple of {updates or 'the updates per batch'}",
             )
 
 

@@ -11,16 +11,26 @@ from torch import Tensor
 from refine_pl.advantages import GroupBy, group_statistics
 from refine_pl.backbones import FastWeightLM
 from refine_pl.losses import ntp_targets
+from refine_pl.objectives.supervised import answer_statistics
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import RefineStep
 from refine_pl.stopwatch import Stopwatch
+from refine_pl.task_records import Answer, TaskBatch
 
 METRICS: dict[str, str] = {
     "train/loss": "the weighted sum of the losses below, mean over the iteration's updates",
     "train/ntp_loss": "next-token cross-entropy of the sequences, nats per token",
     "train/policy_loss": "clipped policy loss, per rollout token",
     "train/kl": "KL estimate against the frozen reference, nats per rollout token",
+    "train/sft_loss": "post-training: cross-entropy of the answers, nats per answer token",
+    "train/answer_accuracy": "share of answer tokens that are the most likely one",
+    "train/answer_policy_loss": "GRPO on answers: clipped policy loss, per sampled token",
+    "answer/score": "GRPO on answers: the task's score, mean over sampled answers",
+    "answer/num_tokens": "tokens of a sampled answer, mean",
+    "answer/zero_spread_groups": "share of prompts whose answers all have the same score",
+    "answer/ratio": "probability now / when sampled, mean over sampled tokens",
+    "answer/clip_fraction": "share of sampled tokens whose ratio is clipped",
     "reward/total/mean": "weighted sum of the rewards, mean over rollouts",
     "reward/total/std": "its standard deviation over all rollouts of the iteration",
     "reward/total/group_std": "its standard deviation inside a group, mean over groups",
@@ -41,6 +51,7 @@ METRICS: dict[str, str] = {
     "time/select_s": "seconds spent choosing positions",
     "time/rollout_s": "seconds spent sampling",
     "time/reward_s": "seconds spent on rewards and advantages",
+    "time/answer_s": "seconds spent on preparing answers: sampling and scoring them, in GRPO",
     "time/update_s": "seconds spent on forward, backward and optimizer steps",
     "time/tokens_per_s": "sequence tokens per second over all processes, smoothed",
     "memory/peak_gib": "peak since the start: of the GPU's allocator, or of the process on a CPU",
@@ -52,6 +63,9 @@ METRICS: dict[str, str] = {
     "val/reward": "weighted sum of the rewards of rollouts from held-out documents",
     "val/reward_<name>": "one reward of these rollouts, before its weight",
     "val/exact_match": "share of their tokens that equal the true ones",
+    "val/sft_loss": "cross-entropy of held-out rows' answers, nats per answer token",
+    "val/answer_accuracy": "share of these tokens that are the most likely one",
+    "val/score": "score of the model's own answers to held-out rows, mean over rows, in [0, 1]",
 }
 """Every scalar in TensorBoard and what it is. The x-axis counts iterations."""
 
@@ -61,6 +75,9 @@ VALIDATION_SUMS = (
     "val/sampled_accuracy",
     "val/reward",
     "val/exact_match",
+    "val/sft_loss",
+    "val/answer_accuracy",
+    "val/score",
 )
 
 FLAT_SHARE, FLAT_ITERATIONS = 0.95, 20
@@ -150,6 +167,21 @@ def tally_validation(
     tally.add_values("val/reward", experience.rewards[rollouts.valid])
     for name, part in experience.reward_parts.items():
         tally.add_values(f"val/reward_{name}", part[rollouts.valid])
+
+
+def tally_answers(tally: Tally, policy: FastWeightLM, batch: TaskBatch) -> None:
+    """Add loss and accuracy of the true answers to held-out rows."""
+    logprob, correct = answer_statistics(policy, batch)
+    tally.add_values("val/sft_loss", -logprob)
+    tally.add_values("val/answer_accuracy", correct)
+
+
+def tally_scores(tally: Tally, answers: Iterable[Answer]) -> None:
+    """Add the scores of a model's own answers."""
+    from refine_pl.evaluation import score  # brings the scoring packages
+
+    for answer in answers:
+        tally.add("val/score", score(answer.row.task, answer.text, answer.row.answers), 1)
 
 
 class FlatRewards:

@@ -6,10 +6,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from runs import Curve, RowsData, assert_same_parameters, every_batch, module, train, trainer
 
-from refine_pl.callbacks import MidTraining, Phase, PhaseCallback, PhaseSchedule, RunSummary
+from refine_pl.callbacks import MidTraining, Phase, PhaseSchedule, PostTraining, RunSummary
 from refine_pl.callbacks.progress import ProgressBar
 from refine_pl.errors import ConfigError
-from refine_pl.module import Settings
+from refine_pl.update_loop import Settings
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
 
@@ -157,13 +157,13 @@ def test_segments_of_a_phase_must_fit_the_sequences():
         train(module(), callbacks=[PhaseSchedule(phases)])
 
 
-def test_only_one_phase_of_the_method():
-    class Other(PhaseCallback):
-        phase = "other"
-
+def test_each_phase_is_given_once_and_one_of_them_reads_the_data():
     train(module(), callbacks=[MidTraining()], iterations=1)
-    with pytest.raises(ConfigError, match="2 phases: MidTraining, Other"):
-        train(module(), callbacks=[MidTraining(), Other()], iterations=1)
+    train(module(), callbacks=[MidTraining(), PostTraining()], iterations=1)
+    with pytest.raises(ConfigError, match="MidTraining 2 times"):
+        train(module(), callbacks=[MidTraining(), MidTraining()], iterations=1)
+    with pytest.raises(ConfigError, match=r"sequences of text, and the phase is PostTraining"):
+        train(module(), callbacks=[PostTraining()], iterations=1)
 
 
 def test_checkpoints_are_saved_at_every_boundary_and_the_summary_survives(tmp_path, capsys):

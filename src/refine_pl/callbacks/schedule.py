@@ -13,10 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from refine_pl.callbacks.validation import run_validation, take_over_validation, validates_on_stop
 from refine_pl.errors import ConfigError, nearest
-from refine_pl.module import RefineModule, Settings
+from refine_pl.module import RefineModule
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
 from refine_pl.run_checks import check_plan
+from refine_pl.update_loop import Settings
 
 PLAN_FIELDS = tuple(field.name for field in dataclasses.fields(RolloutPlan))
 WEIGHT_FIELDS = tuple(field.name for field in dataclasses.fields(LossWeights))
@@ -37,6 +38,8 @@ class Phase:
         rollouts_per_position: as in the model.
         rollout_length: as in the model, tokens.
         lr: learning rate instead of the optimizer's.
+        source: name of the data that the phase reads, where the data module has several
+            (:class:`refine_pl.data.PhaseData`).
         ramp: settings that run linearly from a first to a last value over the phase, for example
             ``{policy_weight: [0, 0.2]}``; counts are rounded.
     """
@@ -50,6 +53,7 @@ class Phase:
     rollouts_per_position: PositiveInt | None = None
     rollout_length: PositiveInt | None = None
     lr: NonNegativeFloat | None = None
+    source: str | None = None
     ramp: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] | None = None
 
     def settings(self, own: Settings, iteration: int) -> Settings:
@@ -154,15 +158,39 @@ class PhaseSchedule(Callback):
             return
         if not isinstance(pl_module, RefineModule):
             raise ConfigError(f"PhaseSchedule needs a RefineModule, not {type(pl_module).__name__}")
+        self._share_sources(trainer)
         for phase in self.phases:
             for iteration in (0, phase.iterations - 1):
                 settings = phase.settings(pl_module.own_settings, iteration)
-                if settings.weights.needs_rollouts:
-                    check_plan(trainer, pl_module, settings.plan, f"phase '{phase.name}'")
+                if pl_module.draws_rollouts(settings):
+                    where = f"phase '{phase.name}'"
+                    check_plan(trainer, pl_module, settings.plan, where, phase.source)
                 if settings.weights.kl_weight:
                     pl_module.keep_reference = True
         if self.validate:
             take_over_validation(trainer)
+
+    def _share_sources(self, trainer: Trainer) -> None:
+        """Tell a data module with several sources which of them is read when."""
+        data = getattr(trainer, "datamodule", None)
+        sources = getattr(data, "sources", None)
+        for phase in self.phases:
+            if sources is None and phase.source is not None:
+                raise ConfigError(
+                    f"phase '{phase.name}' names the source '{phase.source}', and the data are "
+                    f"{type(data).__name__}, which has none",
+                    where="PhaseSchedule.phases",
+                    way_out="data: refine_pl.data.PhaseData with sources",
+                )
+            if sources is not None and phase.source not in sources:
+                raise ConfigError(
+                    f"phase '{phase.name}' names "
+                    + (f"the source '{phase.source}'" if phase.source else "no source"),
+                    where="PhaseSchedule.phases",
+                    allowed=f"source: one of {', '.join(sources)}",
+                )
+        if data is not None and sources is not None:
+            data.set_plan([(phase.source, phase.iterations) for phase in self.phases])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate before the first phase, but not again on resume; stop if nothing is left."""
@@ -182,7 +210,13 @@ class PhaseSchedule(Callback):
         pl_module.settings = phase.settings(pl_module.own_settings, iteration)
         if iteration == 0:
             size = len(batch) * trainer.world_size
-            what = pl_module.describe_iteration(size, pl_module.settings) + phase.ramps
+            settings = pl_module.settings
+            readers = [c for c in pl_module.phases() if c.reads(batch)]
+            if readers:
+                what = readers[0].describe(pl_module, size, settings)
+            else:
+                what = pl_module.describe_iteration(size, settings)
+            what += phase.ramps
             count = f"{phase.iterations} iteration{'s' if phase.iterations > 1 else ''}"
             pl_module.print(f"phase '{phase.name}', {count}: {what}")
 

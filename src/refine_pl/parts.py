@@ -1,0 +1,72 @@
+"""Parts that stand for themselves when they are left out of a configuration.
+
+They are named, not made, so that no two modules share one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from refine_pl.backbones import FastWeightLM, load_pretrained
+from refine_pl.errors import ConfigError
+
+NO_BACKBONE: Any = None  # the type of the argument then says what may be given
+ENTROPY: Any = {"class_path": "refine_pl.selectors.Entropy"}
+FORKED: Any = {"class_path": "refine_pl.rollouts.Forked"}
+SIMILARITY: Any = {"similarity": {"class_path": "refine_pl.rewards.EmbeddingSimilarity"}}
+GROUP_RELATIVE: Any = {"class_path": "refine_pl.advantages.GroupRelative"}
+CLIPPED: Any = {"class_path": "refine_pl.losses.ClippedPolicy"}
+GREEDY: Any = {"class_path": "refine_pl.evaluation.Answering"}
+SUPERVISED: Any = {"class_path": "refine_pl.objectives.SupervisedAnswers"}
+
+
+def build_part(part: Any) -> Any:
+    """A part that was left out, made from the name that stands for it; any other as it is."""
+    if not isinstance(part, dict):
+        return part
+    module, name = part["class_path"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)()
+
+
+def choose_policy(backbone: FastWeightLM | None, pretrained: str | None) -> FastWeightLM:
+    """The model that is given in one of two ways.
+
+    Args:
+        backbone: a model.
+        pretrained: a folder or a name on the hub, to load one from.
+
+    Raises:
+        UserError: neither or both are given, or there is no such model.
+    """
+    check_one_is_given(None if backbone is None else type(backbone).__name__, pretrained)
+    if pretrained is not None:
+        return load_pretrained(pretrained)
+    assert backbone is not None
+    return backbone
+
+
+def check_one_is_given(backbone: str | None, pretrained: str | None) -> None:
+    """Refuse a model that is given in no way, or in two.
+
+    Args:
+        backbone: the name of its class.
+        pretrained: where it is loaded from.
+
+    Raises:
+        ConfigError: naming both keys.
+    """
+    if (backbone is None) != (pretrained is None):
+        return
+    allowed = (
+        "one of the two. model.backbone: a class_path of a FastWeightLM: "
+        "refine_pl.backbones.DeltaNet, GatedDeltaNet or LaCT. model.pretrained: a folder, or a "
+        "name on the hub"
+    )
+    if backbone is None:
+        raise ConfigError("model.backbone is missing, and so is model.pretrained", allowed=allowed)
+    raise ConfigError(
+        f"model.backbone and model.pretrained are both given ({backbone} and {pretrained})",
+        allowed=allowed,
+        way_out="null for the one that is not wanted",
+    )
