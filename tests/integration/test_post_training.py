@@ -81,7 +81,7 @@ def test_per_batch_takes_one_inner_step():
 
 
 def test_answers_are_learned():
-    model, curve = post("sft", iterations=40)
+    _, curve = post("sft", iterations=40)
     assert curve["train/sft_loss"][-1] < 0.5 * curve["train/sft_loss"][0]
     assert curve["train/answer_accuracy"][-1] > 0.4
 
@@ -149,7 +149,7 @@ def test_checkpoints_must_fall_on_batches(tmp_path):
         )
 
 
-# GRPO on answers -----------------------------------------------------------------------------------
+# GRPO on answers ----------------------------------------------------------------------------------
 
 
 def test_task_reward_samples_scores_and_reinforces():

@@ -9,9 +9,9 @@ from runs import Curve, RowsData, assert_same_parameters, every_batch, module, t
 from refine_pl.callbacks import MidTraining, Phase, PhaseSchedule, PostTraining, RunSummary
 from refine_pl.callbacks.progress import ProgressBar
 from refine_pl.errors import ConfigError
-from refine_pl.update_loop import Settings
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
+from refine_pl.update_loop import Settings
 
 OWN = Settings(RolloutPlan(8, 1, 5), LossWeights(1.0, 0.2, 0.0))
 
