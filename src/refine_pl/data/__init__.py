@@ -1,7 +1,7 @@
-"""Where sequences come from: corpora, tokenizers, and the Lightning data module that joins them.
+"""Where sequences come from: corpora, tasks, tokenizers, and the data modules that join them.
 
-The names below are loaded when they are first used, so that a corpus or a tokenizer can be imported
-without Lightning.
+The names below are loaded when they are first used, so that a corpus, a task source or a
+tokenizer can be imported without Lightning.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from refine_pl.data.corpora.hub_dataset import HubDataset
     from refine_pl.data.corpora.standard_library import StandardLibrary
     from refine_pl.data.loader import BatchKey, BatchOrder, ResumableLoader
+    from refine_pl.data.phase_data import PhaseData
+    from refine_pl.data.task_data import TaskData
+    from refine_pl.data.tasks.base import TaskSource
+    from refine_pl.data.tasks.needles import NeedleInAHaystack
+    from refine_pl.data.tasks.question_answering import MultiDocumentQA
+    from refine_pl.data.tasks.row_files import RowFiles
     from refine_pl.data.text import TextData
     from refine_pl.data.tokenizers import Bytes, HubTokenizer, Tokenizer
 
@@ -27,9 +33,15 @@ __all__ = [
     "Files",
     "HubDataset",
     "HubTokenizer",
+    "MultiDocumentQA",
+    "NeedleInAHaystack",
+    "PhaseData",
     "ResumableLoader",
     "Row",
+    "RowFiles",
     "StandardLibrary",
+    "TaskData",
+    "TaskSource",
     "TextData",
     "Tokenizer",
 ]
@@ -42,9 +54,15 @@ _HOME = {
     "Files": "corpora.files",
     "HubDataset": "corpora.hub_dataset",
     "HubTokenizer": "tokenizers",
+    "MultiDocumentQA": "tasks.question_answering",
+    "NeedleInAHaystack": "tasks.needles",
+    "PhaseData": "phase_data",
     "ResumableLoader": "loader",
     "Row": "collate",
+    "RowFiles": "tasks.row_files",
     "StandardLibrary": "corpora.standard_library",
+    "TaskData": "task_data",
+    "TaskSource": "tasks.base",
     "TextData": "text",
     "Tokenizer": "tokenizers",
 }

@@ -17,6 +17,12 @@ from refine_pl.data.collate import collate
 from refine_pl.errors import CheckpointError
 from refine_pl.randomness import stream_seed
 
+TEXT_SETTINGS = (
+    "corpus, tokenizer, sequence_length, min_tokens, crop, num_validation_documents, seed and "
+    "batch_size"
+)
+"""What decides which tokens a place in an epoch of documents stands for."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
@@ -107,6 +113,7 @@ class ResumableLoader(DataLoader[Any]):
         fingerprint: of data and settings; a state with another one is refused.
         num_workers: processes that read ahead.
         collate_fn: makes a batch of what ``dataset`` gives.
+        settings: those that the fingerprint stands for; the message of a refusal names them.
     """
 
     def __init__(
@@ -116,6 +123,7 @@ class ResumableLoader(DataLoader[Any]):
         fingerprint: str,
         num_workers: int = 0,
         collate_fn: Callable[[Any], Any] = collate,
+        settings: str = TEXT_SETTINGS,
     ) -> None:
         super().__init__(
             dataset,
@@ -128,6 +136,7 @@ class ResumableLoader(DataLoader[Any]):
         )
         self._order = order
         self._fingerprint = fingerprint
+        self._settings = settings
         self._epoch = 0
         self._given = 0
         self._resume: tuple[int, int] | None = None
@@ -168,8 +177,7 @@ class ResumableLoader(DataLoader[Any]):
             raise CheckpointError(
                 "the data differ from those of the checkpoint, so its place in the epoch is void",
                 where="state of the training data in the checkpoint",
-                allowed="the same corpus, tokenizer, sequence_length, min_tokens, crop, "
-                "num_validation_documents, seed and batch_size; ranks and num_workers may differ",
+                allowed=f"the same {self._settings}; ranks and num_workers may differ",
                 way_out="restore these settings, or start a new run from the checkpoint's weights",
             )
         self._resume = (int(state["epoch"]), int(state["batches"]))

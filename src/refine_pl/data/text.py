@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,11 +15,17 @@ from torch.utils.data import DataLoader
 from refine_pl.data.collate import collate
 from refine_pl.data.corpora.base import Corpus
 from refine_pl.data.loader import BatchOrder, ResumableLoader
+from refine_pl.data.ranks import (
+    check_same,
+    check_shares,
+    rank_and_number,
+    refuse_overfit_batches,
+)
 from refine_pl.data.split import Split, split_documents
 from refine_pl.data.text_rows import TextRows
 from refine_pl.data.token_cache import TokenCache, tokenized
 from refine_pl.data.tokenizers import Tokenizer
-from refine_pl.errors import ConfigError, DataError
+from refine_pl.errors import ConfigError
 from refine_pl.records import Batch
 
 
@@ -88,12 +93,7 @@ class TextData(LightningDataModule):
         """
         if self._ready is not None:
             return
-        if overfit_batches := getattr(self.trainer, "overfit_batches", 0):
-            raise ConfigError(
-                "overfit_batches cannot be used with this data: it would replace the order",
-                where=f"trainer.overfit_batches: {overfit_batches}",
-                way_out="use a corpus of as few documents as batch_size: every epoch is one batch",
-            )
+        refuse_overfit_batches(self.trainer)
         # Other ranks than the first of a machine did not prepare; they find what it left.
         cache = self._cache or tokenized(
             self.corpus, self.tokenizer, self.cache_dir, rank_zero_info
@@ -123,7 +123,7 @@ class TextData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; documents that do not fill the last one wait for the next epoch."""
         cache, split = self._data
-        rank, num_ranks = self._rank()
+        rank, num_ranks = rank_and_number(self.trainer)
         rows = TextRows(cache, split.training, self.sequence_length, self.crop, self.seed)
         order = BatchOrder(
             len(rows), self.batch_size, self.seed, rank=rank, num_ranks=num_ranks, training=True
@@ -135,7 +135,7 @@ class TextData(LightningDataModule):
         cache, split = self._data
         if not split.validation:
             return []
-        rank, num_ranks = self._rank()
+        rank, num_ranks = rank_and_number(self.trainer)
         rows = TextRows(cache, split.validation, self.sequence_length)
         size = self.validation_batch_size
         order = BatchOrder(
@@ -175,41 +175,21 @@ class TextData(LightningDataModule):
         assert self._ready is not None
         return self._ready
 
-    def _rank(self) -> tuple[int, int]:
-        """``(rank, num_ranks)`` among the processes that hold different sequences."""
-        # Ranks that share a sequence (tensor parallel) count as one: only the strategy knows.
-        if self.trainer is not None:
-            kwargs = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-            return kwargs["rank"], kwargs["num_replicas"]
-        if dist.is_available() and dist.is_initialized():
-            return dist.get_rank(), dist.get_world_size()
-        return 0, 1
-
     def _check_ranks(self, cache: TokenCache) -> None:
-        _, num_ranks = self._rank()
         shared = {"batch_size": self.batch_size}
         if self.num_validation_documents:
             shared["validation_batch_size"] = self.validation_batch_size
             # An uneven last batch would leave some ranks waiting for the others' forward.
             shared["num_validation_documents"] = self.num_validation_documents
-        for name, value in shared.items():
-            if value % num_ranks:
-                raise ConfigError(
-                    f"{name} {value:,} cannot be divided by {num_ranks} ranks",
-                    where=f"data.{name}",
-                    allowed=f"a multiple of {num_ranks}: it counts over all ranks",
-                    way_out=f"{name}: {-(-value // num_ranks) * num_ranks}",
-                )
-        if self.trainer is not None:
-            corpus_hash = cache.manifest.corpus_hash
-            first = self.trainer.strategy.broadcast(corpus_hash)
-            if first != corpus_hash:
-                raise DataError(
-                    f"rank {self.trainer.global_rank} reads another corpus than rank 0",
-                    where=f"{self.corpus.label}: hash {corpus_hash[:12]}, not {first[:12]}",
-                    way_out="give all machines the same files (and the same version of Python, "
-                    "for its standard library)",
-                )
+        check_shares(self.trainer, shared)
+        check_same(
+            self.trainer,
+            cache.manifest.corpus_hash,
+            "corpus",
+            self.corpus.label,
+            "give all machines the same files (and the same version of Python, for its standard "
+            "library)",
+        )
 
     def _fingerprint(self) -> str:
         """Of everything that decides which tokens a place in an epoch stands for."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,13 @@ class Tokenizer(ABC):
         """What people read in messages."""
         return type(self).__name__
 
+    def spec(self) -> dict[str, Any] | None:
+        """What names the tokenizer in a configuration, for checkpoints; None if nothing does.
+
+        A mapping of ``class_path`` and ``init_args``, plain values.
+        """
+        return None
+
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         """The ids of several texts, one array each; override where a batch is faster."""
         return [np.asarray(self.encode(text), dtype=np.int64) for text in texts]
@@ -73,6 +80,10 @@ class Bytes(Tokenizer):
     def fingerprint(self) -> str:
         """A constant: there is nothing that could differ."""
         return "bytes-1"
+
+    def spec(self) -> dict[str, Any]:
+        """The class."""
+        return {"class_path": "refine_pl.data.Bytes", "init_args": {}}
 
     def encode(self, text: str) -> list[int]:
         """The bytes of the text."""
@@ -113,6 +124,13 @@ class HubTokenizer(Tokenizer):
     def label(self) -> str:
         """The class and the name."""
         return f"HubTokenizer {self.name}"
+
+    def spec(self) -> dict[str, Any]:
+        """The class, the name and the revision; a folder is named in full."""
+        folder = Path(self.name)
+        name = str(folder.resolve()) if folder.is_dir() else self.name
+        arguments = {"name": name, "revision": self.revision}
+        return {"class_path": "refine_pl.data.HubTokenizer", "init_args": arguments}
 
     @property
     def vocab_size(self) -> int:
@@ -169,7 +187,10 @@ class HubTokenizer(Tokenizer):
     @cached_property
     def _loaded(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
+        from transformers.utils import logging
 
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # it knows no model of this kind, and need not
         try:
             return AutoTokenizer.from_pretrained(
                 self.name, revision=self.revision or "main", trust_remote_code=False
@@ -185,3 +206,5 @@ class HubTokenizer(Tokenizer):
                 if folder
                 else "check the name; without a network give a local folder",
             ) from error
+        finally:
+            logging.set_verbosity(verbosity)

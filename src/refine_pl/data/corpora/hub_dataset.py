@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from refine_pl.data.corpora.base import Corpus, column_choice
+from refine_pl.data.bad_rows import column_choice
+from refine_pl.data.corpora.base import Corpus
 from refine_pl.errors import DataError, nearest
 
 if TYPE_CHECKING:

@@ -1,0 +1,259 @@
+"""Several data modules in one run: each phase of a schedule reads one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from refine_pl.data.tokenizers import Tokenizer
+from refine_pl.errors import CheckpointError, ConfigError, nearest
+
+Plan = Sequence[tuple[str, int]]
+"""``(source, batches)`` for each phase, in their order."""
+
+
+class PhaseData(LightningDataModule):
+    """Data modules by name; the phases of a schedule say which one they read.
+
+    A source that several phases read goes on where the phase before stopped, through epochs of its
+    own. Validation reads the held-out rows of every source, one loader each.
+
+    Args:
+        sources: data modules by name, for example :class:`TextData` and :class:`TaskData`. All of
+            them need the same tokenizer.
+    """
+
+    def __init__(self, sources: dict[str, LightningDataModule]) -> None:
+        super().__init__()
+        if not sources:
+            raise ConfigError(
+                "the data have no sources", where="data.sources", allowed="one or more by name"
+            )
+        self.sources = dict(sources)
+        self._plan: tuple[tuple[str, int], ...] | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of all sources."""
+        tokenizer: Tokenizer = next(iter(self._named("tokenizer").values()))
+        return tokenizer
+
+    @property
+    def batch_size(self) -> int | None:
+        """Sequences of a training batch over all ranks, or None if sources differ in it."""
+        sizes = set(self._named("batch_size").values())
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens of the longest sequence of any source, where it is known."""
+        known = [n for n in self._named("sequence_length").values() if isinstance(n, int)]
+        return max(known, default=None)
+
+    def set_plan(self, plan: Plan) -> None:
+        """Say which source is read when; the schedule does it before training starts.
+
+        Args:
+            plan: ``(source, batches)`` for each phase, in their order.
+
+        Raises:
+            ConfigError: there is no such source, or the plan is empty.
+        """
+        for name, _ in plan:
+            if name not in self.sources:
+                close = nearest(name, self.sources)
+                raise ConfigError(
+                    f"a phase reads {name!r}, which is no source of the data",
+                    where="data.sources",
+                    allowed=", ".join(self.sources),
+                    way_out=f"did you mean {close!r}?" if close else None,
+                )
+        if not plan or any(batches < 1 for _, batches in plan):
+            raise ConfigError(
+                f"the plan of the phases is {list(plan)}",
+                where="PhaseData",
+                allowed="one or more phases of at least one batch",
+            )
+        self._plan = tuple((name, int(batches)) for name, batches in plan)
+
+    def prepare_data(self) -> None:
+        """Let every source prepare."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        for source in self._attached(stage):
+            source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set every source up.
+
+        Raises:
+            ConfigError: the stage is not ``fit`` or ``validate``, or tokenizers differ.
+        """
+        if stage in ("test", "predict"):
+            raise ConfigError(
+                f"PhaseData has no rows to {stage}",
+                where="data",
+                allowed="fit, validate",
+                way_out="data: refine_pl.data.TaskData",
+            )
+        self._check_tokenizers()
+        for source in self._attached(stage):
+            source.setup(stage)  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> PlannedLoader:
+        """One pass over all phases.
+
+        Raises:
+            ConfigError: nobody said which source is read when.
+        """
+        if self._plan is None:
+            raise ConfigError(
+                "PhaseData does not know which phase reads which source",
+                where="trainer.callbacks",
+                way_out="add refine_pl.callbacks.PhaseSchedule, and a source to each of its phases",
+            )
+        used = dict.fromkeys(name for name, _ in self._plan)
+        loaders = {
+            name: source.train_dataloader() for name, source in self.sources.items() if name in used
+        }
+        return PlannedLoader(loaders, self._plan)
+
+    def val_dataloader(self) -> list[Any]:
+        """The loader of every source that keeps rows for validation, in the order of sources."""
+        loaders: list[Any] = []
+        for source in self._attached():
+            given = source.val_dataloader()
+            loaders += given if isinstance(given, list) else [given]
+        return loaders
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the sources say of themselves, under their names."""
+        return {
+            f"{name}/{key}": value
+            for name, source in self.sources.items()
+            for key, value in (source.describe() if hasattr(source, "describe") else {}).items()
+        }
+
+    def _named(self, attribute: str) -> dict[str, Any]:
+        found = {name: getattr(source, attribute, None) for name, source in self.sources.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _attached(self, stage: str | None = None) -> Iterator[LightningDataModule]:
+        """The sources that a stage uses, with the trainer of this run."""
+        for source in self.sources.values():
+            source.trainer = self.trainer
+            if stage != "validate" or getattr(source, "validates", True):
+                yield source
+
+    def _check_tokenizers(self) -> None:
+        tokenizers = self._named("tokenizer")
+        if missing := [name for name in self.sources if name not in tokenizers]:
+            raise ConfigError(
+                f"the source {missing[0]!r} has no tokenizer",
+                where="data.sources",
+                allowed="data modules with the attribute tokenizer",
+            )
+        (first, expected), *others = tokenizers.items()
+        for name, tokenizer in others:
+            if tokenizer.fingerprint != expected.fingerprint:
+                raise ConfigError(
+                    f"the sources {first!r} and {name!r} have different tokenizers",
+                    where=f"data.sources: {expected.label}, {tokenizer.label}",
+                    allowed="one tokenizer for one model",
+                )
+
+
+class PlannedLoader:
+    """The training batches of several resumable loaders, one phase after the other.
+
+    Its state is the number of batches that were given, and what they were given from. The place in
+    every source follows from that, so nothing else needs to be saved.
+
+    Args:
+        loaders: :class:`ResumableLoader` by name.
+        plan: ``(source, batches)`` for each phase, in their order.
+    """
+
+    def __init__(self, loaders: Mapping[str, Any], plan: Plan) -> None:
+        self.loaders = dict(loaders)
+        self.plan = tuple(plan)
+        self._given = 0
+
+    def __len__(self) -> int:
+        return sum(batches for _, batches in self.plan)
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator: where to begin is settled when the first batch is asked for, as in
+        # ResumableLoader. Behind the end of the plan there is nothing.
+        for name, start, batches in self._rest(self._given):
+            for batch in islice(self._endless(name, start), batches):
+                self._given += 1
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """``batches`` given (over all ranks), and from which sources, with their fingerprints."""
+        return {
+            "batches": self._given,
+            "given": [list(part) for part in self._given_from(self._given)],
+            "sources": {name: self._fingerprint(name) for name in self.loaders},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that were given. What was planned behind them may differ.
+
+        Raises:
+            CheckpointError: they would not be the same batches under this plan and these data.
+        """
+        given = int(state["batches"])
+        before = [(str(name), int(batches)) for name, batches in state["given"]]
+        changed = [
+            name
+            for name, _ in before
+            if name in self.loaders and self._fingerprint(name) != state["sources"].get(name)
+        ]
+        if changed or before != self._given_from(given):
+            raise CheckpointError(
+                f"the data of source {changed[0]!r} differ from those of the checkpoint"
+                if changed
+                else f"the first {given:,} batches are planned otherwise than in the checkpoint",
+                where="state of the training data in the checkpoint",
+                allowed="the same sources and settings of the data, and the same phases up to the "
+                "one that the checkpoint is in; what comes later, ranks and num_workers may differ",
+                way_out="restore these settings, or start a new run from the checkpoint's weights",
+            )
+        self._given = given
+
+    def _rest(self, given: int) -> Iterator[tuple[str, int, int]]:
+        """``(source, place in the source, batches)`` for what the plan has behind ``given``."""
+        used = dict.fromkeys(self.loaders, 0)
+        for name, batches in self.plan:
+            done = min(given, batches)
+            given -= done
+            if done < batches:
+                yield name, used[name] + done, batches - done
+            used[name] += batches
+
+    def _given_from(self, given: int) -> list[tuple[str, int]]:
+        """What the first ``given`` batches are read from; neighbours from one source are joined."""
+        parts: list[tuple[str, int]] = []
+        for name, batches in self.plan:
+            done = min(given, batches)
+            given -= done
+            if done and parts and parts[-1][0] == name:
+                done += parts.pop()[1]
+            if done:
+                parts.append((name, done))
+        return parts
+
+    def _endless(self, name: str, start: int) -> Iterator[Any]:
+        """The batches of a source from one on, epoch after epoch."""
+        loader = self.loaders[name]
+        epoch, batches = divmod(start, len(loader))
+        loader.load_state_dict(loader.state_dict() | {"epoch": epoch, "batches": batches})
+        while True:
+            yield from loader
+
+    def _fingerprint(self, name: str) -> str:
+        return str(self.loaders[name].state_dict()["fingerprint"])

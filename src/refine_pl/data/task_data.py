@@ -1,0 +1,330 @@
+"""Rows of tasks for Lightning: training with answers, validation, test and predict."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from refine_pl.data.loader import BatchOrder, ResumableLoader
+from refine_pl.data.ranks import check_same, check_shares, rank_and_number, refuse_overfit_batches
+from refine_pl.data.tasks.base import TaskSource
+from refine_pl.data.tasks.encoding import Encoding, OverLong
+from refine_pl.data.tasks.task_set import (
+    SourceRows,
+    TaskSet,
+    WholeBatches,
+    collate_tasks,
+    read_sources,
+)
+from refine_pl.data.tokenizers import Tokenizer
+from refine_pl.errors import ConfigError
+from refine_pl.evaluation.tasks import register_rules
+from refine_pl.task_records import TaskBatch, TaskRow
+
+_SETTINGS = (
+    "rows, tokenizer, max_prompt_tokens, over_long, answer_separator, answer_eos, budget, seed and "
+    "batch_size"
+)
+
+# What a stage of Lightning needs, and what it uses besides.
+_STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fit": ("training", ("validation",)),
+    "validate": ("validation", ()),
+    "test": ("test", ()),
+    "predict": ("predict", ()),
+}
+
+
+class TaskData(LightningDataModule):
+    """Prompts with their answers.
+
+    Training batches are shuffled, are the same on any number of ranks, and a run resumes at the
+    exact batch that it stopped at. Test and predict batches keep the order of the rows and are not
+    divided between ranks, so results do not depend on their number.
+
+    Args:
+        tokenizer: text to token ids.
+        training: sources by name, for ``fit``.
+        validation: sources by name, for ``fit`` and ``validate``.
+        test: sources by name, for ``test``.
+        predict: sources by name, for ``predict``.
+        max_prompt_tokens: the most tokens of a prompt; any number if not set.
+        over_long: ``cut_middle`` keeps the first and the last half of so many tokens, and counts;
+            ``refuse`` stops at the first longer prompt.
+        answer_eos: whether an answer that is trained on ends with the end-of-text token.
+        answer_separator: text between prompt and answer; ``auto`` is a space unless the prompt ends
+            or the answer begins with white space.
+        budget: the most tokens of an answer, instead of each row's own number.
+        rules: how tasks of your own are scored: by task the name of a rule or the import path of a
+            function, or ``{rule: ..., cut: ...}``; see :func:`refine_pl.evaluation.register`.
+        batch_size: rows of a training batch, over all ranks together.
+        validation_batch_size: rows of a validation batch, over all ranks; ``batch_size`` if not
+            set.
+        test_batch_size: rows of a test or predict batch, on each rank; ``batch_size`` if not set.
+        seed: of the order of training rows.
+        num_workers: processes that read ahead; rows are in memory, so 0 is seldom slow.
+        cache_dir: where generated rows are kept; ``$REFINE_PL_CACHE`` or ``~/.cache/refine-pl`` if
+            not set.
+
+    Attributes:
+        skip: ids of rows that test and predict leave out, because they are answered already.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        training: dict[str, TaskSource] | None = None,
+        validation: dict[str, TaskSource] | None = None,
+        test: dict[str, TaskSource] | None = None,
+        predict: dict[str, TaskSource] | None = None,
+        max_prompt_tokens: PositiveInt | None = None,
+        over_long: OverLong = "cut_middle",
+        answer_eos: bool = True,
+        answer_separator: str = "auto",
+        budget: PositiveInt | None = None,
+        rules: dict[str, str | dict[str, str]] | None = None,
+        batch_size: PositiveInt = 8,
+        validation_batch_size: PositiveInt | None = None,
+        test_batch_size: PositiveInt | None = None,
+        seed: int = 0,
+        num_workers: NonNegativeInt = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have none left
+        register_rules(rules or {})
+        self.tokenizer = tokenizer
+        self.stage_sources = {
+            "training": dict(training or {}),
+            "validation": dict(validation or {}),
+            "test": dict(test or {}),
+            "predict": dict(predict or {}),
+        }
+        self.encoding = Encoding(max_prompt_tokens, over_long, answer_separator, answer_eos)
+        self.budget = budget
+        self.batch_size = batch_size
+        self.validation_batch_size = validation_batch_size or batch_size
+        self.test_batch_size = test_batch_size or batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir) if cache_dir else None
+        self.skip: frozenset[str] = frozenset()
+        self._read: dict[str, SourceRows] = {}
+        self._sets: dict[str, TaskSet] = {}
+        self._current: tuple[str, ...] = ()
+
+    def prepare_data(self) -> None:
+        """Generate what is not in the cache, before the other ranks look for it."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        for name in self._needed(stage):
+            self._source_rows(name)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode the rows of a stage; of all that are given if ``None``.
+
+        Raises:
+            DataError: a row cannot be used, or ranks see different ones.
+            ConfigError: the stage has no rows, or a batch cannot be shared evenly.
+        """
+        names = self._needed(stage)
+        new = [name for name in names if name not in self._sets]
+        for name in new:
+            self._sets[name] = TaskSet(
+                self._source_rows(name),
+                self.tokenizer,
+                self.encoding,
+                training=name == "training",
+                with_answers=name in ("training", "validation"),
+                notify=rank_zero_info,
+            )
+        self._current = names
+        self._check(names)
+        for name in new:
+            rank_zero_info(self._summary(name))
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches of prompts and answers; an incomplete last one is left out."""
+        rows = self._set("training", "fit")
+        rank, num_ranks = rank_and_number(self.trainer)
+        order = BatchOrder(
+            len(rows), self.batch_size, self.seed, rank=rank, num_ranks=num_ranks, training=True
+        )
+        settings = repr((rows.content_hash, self.seed, self.batch_size))
+        fingerprint = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+        return ResumableLoader(rows, order, fingerprint, self.num_workers, collate_tasks, _SETTINGS)
+
+    def val_dataloader(self) -> DataLoader[TaskBatch] | list[Any]:
+        """Every validation row, in order."""
+        if not self.validates:
+            return []
+        rows = self._set("validation", "validate")
+        rank, num_ranks = rank_and_number(self.trainer)
+        size = self.validation_batch_size
+        order = BatchOrder(
+            len(rows), size, self.seed, rank=rank, num_ranks=num_ranks, training=False
+        )
+        return DataLoader(
+            rows,  # type: ignore[arg-type]
+            sampler=order,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=collate_tasks,
+            generator=torch.Generator(),
+        )
+
+    def test_dataloader(self) -> WholeBatches:
+        """Whole batches of test rows, without those of ``skip``."""
+        return self._whole_batches("test")
+
+    def predict_dataloader(self) -> WholeBatches:
+        """Whole batches of predict rows, without those of ``skip``."""
+        return self._whole_batches("predict")
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the data of the current stage are, for logs and reports."""
+        if not self._current:
+            self.setup()
+        described: dict[str, str | int | float] = {
+            "tokenizer": self.tokenizer.label,
+            "data_hash": self.data_hash[:12],
+        }
+        for name in self._current:
+            rows = self._sets[name]
+            described[f"{name}_sources"] = ", ".join(
+                f"{key}: {source.label}" for key, source in self.stage_sources[name].items()
+            )
+            tasks = dict.fromkeys(encoded.row.task for encoded in rows.rows)
+            described[f"{name}_tasks"] = ", ".join(tasks)
+            described |= {f"{name}_{key}": value for key, value in rows.describe().items()}
+        return described
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation rows."""
+        return bool(self.stage_sources["validation"])
+
+    @property
+    def data_hash(self) -> str:
+        """A digest of rows, tokenizer and limits of the current stage."""
+        hashes = [self._sets[name].content_hash for name in self._current]
+        return hashlib.blake2b(repr(hashes).encode(), digest_size=16).hexdigest()
+
+    @property
+    def task_rows(self) -> tuple[TaskRow, ...]:
+        """The rows of the current stage in their order, those of ``skip`` among them."""
+        return tuple(encoded.row for name in self._current for encoded in self._sets[name].rows)
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens of the stage's longest prompt; before ``setup``, ``max_prompt_tokens``."""
+        if not self._current:
+            return self.encoding.max_prompt_tokens
+        return self._sets[self._current[0]].longest_prompt
+
+    def _needed(self, stage: str | None) -> tuple[str, ...]:
+        """The names of the rows that a stage uses; the first is the one that it must have."""
+        if stage is None:
+            names = tuple(name for name, sources in self.stage_sources.items() if sources)
+            needed = "training"
+        else:
+            needed, more = _STAGES[stage]
+            names = (needed, *(name for name in more if self.stage_sources[name]))
+        if not names or not self.stage_sources[names[0]]:
+            raise ConfigError(
+                f"the data have no {needed} rows" if stage else "the data have no rows",
+                where=f"data.init_args.{needed}",
+                allowed="one or more sources by name",
+                way_out=f"{needed}: {{mine: {{class_path: refine_pl.data.RowFiles, init_args: "
+                "{paths: rows.jsonl}}}",
+            )
+        return names
+
+    def _source_rows(self, name: str) -> SourceRows:
+        if name not in self._read:
+            self._read[name] = read_sources(
+                self.stage_sources[name],
+                self.tokenizer,
+                self.cache_dir,
+                rank_zero_info,
+                self.budget,
+            )
+        return self._read[name]
+
+    def _set(self, name: str, stage: str) -> TaskSet:
+        if name not in self._sets:
+            self.setup(stage)
+        return self._sets[name]
+
+    def _whole_batches(self, name: str) -> WholeBatches:
+        rank, num_ranks = rank_and_number(self.trainer)
+        return WholeBatches(
+            self._set(name, name).rows,
+            self.test_batch_size,
+            rank=rank,
+            num_ranks=num_ranks,
+            skip=self.skip,
+        )
+
+    def _check(self, names: tuple[str, ...]) -> None:
+        _, num_ranks = rank_and_number(self.trainer)
+        if "training" in names:
+            refuse_overfit_batches(self.trainer)
+            check_shares(self.trainer, {"batch_size": self.batch_size})
+            rows = len(self._sets["training"])
+            if rows < self.batch_size:
+                raise ConfigError(
+                    f"batch_size {self.batch_size:,} is more than the {rows:,} training rows",
+                    where="data.batch_size",
+                    allowed=f"at most {rows:,}",
+                    way_out="lower batch_size, or use more rows",
+                )
+        if "validation" in names:
+            check_shares(self.trainer, {"validation_batch_size": self.validation_batch_size})
+            rows = len(self._sets["validation"])
+            if rows % num_ranks:
+                # Some ranks would wait for the others' forward.
+                raise ConfigError(
+                    f"{rows:,} validation rows cannot be divided by {num_ranks} ranks",
+                    where="data.validation",
+                    allowed=f"a multiple of {num_ranks} rows",
+                    way_out="another number of rows, or fewer devices",
+                )
+        check_same(
+            self.trainer,
+            self.data_hash,
+            "set of rows",
+            ", ".join(names),
+            "give all machines the same files and tokenizer",
+        )
+        if {"training", "validation"} <= set(names):
+            self._warn_of_shared_prompts()
+
+    def _warn_of_shared_prompts(self) -> None:
+        trained = {row.prompt for row in self._read["training"].rows}
+        shared = [row.id for row in self._read["validation"].rows if row.prompt in trained]
+        if shared:
+            rank_zero_warn(
+                f"{len(shared):,} validation prompts are training prompts as well, the first is "
+                f"that of row {shared[0]}. Use other files, or another seed where rows are "
+                "generated."
+            )
+
+    def _summary(self, name: str) -> str:
+        rows = self._sets[name]
+        lines = [
+            f"Data: {len(rows):,} {name} rows (hash {rows.content_hash[:12]}) by "
+            f"{self.tokenizer.label}"
+        ]
+        if name == "training":
+            lines.append(
+                f"an epoch: {len(rows) // self.batch_size:,} batches of {self.batch_size:,}; "
+                f"{len(rows) % self.batch_size:,} rows do not fill another one"
+            )
+        return "\n  ".join(lines + rows.summary())

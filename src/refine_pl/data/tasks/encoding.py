@@ -1,0 +1,181 @@
+"""Rows as token ids: the prompt, cut in the middle if it is too long, and its first answer.
+
+A tokenizer may merge the end of a prompt with the beginning of an answer. So prompt and answer are
+encoded together, and the context is what both encodings begin with alike: the ids behind it are
+what a model that continues the prompt's text would have to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from refine_pl.data.tokenizers import TokenIds, Tokenizer
+from refine_pl.errors import ConfigError, DataError
+from refine_pl.task_records import TaskRow
+
+Ids = npt.NDArray[np.int32]
+OverLong: TypeAlias = Literal["cut_middle", "refuse"]
+"""What happens to a prompt of too many tokens."""
+
+_CHARACTERS_AT_ONCE = 2**20  # tokenized together
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A row and its ids."""
+
+    row: TaskRow
+    prompt: Ids  # [P]
+    cut_tokens: int  # taken out of the middle of the prompt
+    answered: Ids | None = None  # [A] context, answer, and end of text if asked for
+    answer_start: int | None = None  # index of the first answer token in ``answered``
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How rows become ids.
+
+    Args:
+        max_prompt_tokens: the most tokens of a prompt; any number if ``None``.
+        over_long: ``cut_middle`` keeps the first and the last half of so many tokens; ``refuse``
+            stops.
+        answer_separator: text between prompt and answer; ``auto`` is a space unless the prompt ends
+            or the answer begins with white space.
+        answer_eos: whether the answer ends with the end-of-text token.
+    """
+
+    max_prompt_tokens: int | None = None
+    over_long: OverLong = "cut_middle"
+    answer_separator: str = "auto"
+    answer_eos: bool = True
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse an end of text that the tokenizer does not have.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        if self.answer_eos and tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"answers cannot end with an end-of-text token: {tokenizer.label} has none",
+                where="data.answer_eos",
+                way_out="answer_eos: false, or a tokenizer with an end-of-text token",
+            )
+
+
+def encode_row(
+    tokenizer: Tokenizer, row: TaskRow, encoding: Encoding, *, with_answer: bool = True
+) -> EncodedRow:
+    """One row as ids; arguments and errors are those of :func:`encode_rows`."""
+    return next(encode_rows(tokenizer, [row], encoding, with_answers=with_answer))
+
+
+def encode_rows(
+    tokenizer: Tokenizer,
+    rows: Sequence[TaskRow],
+    encoding: Encoding,
+    *,
+    with_answers: bool = True,
+) -> Iterator[EncodedRow]:
+    """Rows as ids, in their order.
+
+    Args:
+        tokenizer: text to ids.
+        rows: what is encoded.
+        encoding: how.
+        with_answers: also the prompt with its first answer, for rows that have one.
+
+    Raises:
+        DataError: a prompt is too long and shall not be cut, or has no token; or an answer adds no
+            token to its prompt.
+        ConfigError: an end of text is asked for that the tokenizer does not have.
+    """
+    if with_answers:
+        encoding.check(tokenizer)
+    for group in _groups(rows):
+        prompts = _encoded(tokenizer, [row.prompt for row in group])
+        answered = [row for row in group if with_answers and row.answers]
+        wholes = iter(_encoded(tokenizer, [whole_text(row, encoding) for row in answered]))
+        for row, prompt in zip(group, prompts, strict=True):
+            whole = next(wholes) if with_answers and row.answers else None
+            yield _cut(tokenizer, row, prompt, whole, encoding)
+
+
+def whole_text(row: TaskRow, encoding: Encoding) -> str:
+    """The prompt continued by the answer that is trained on."""
+    answer, separator = trained_answer(row), encoding.answer_separator
+    if separator == "auto":
+        separator = "" if row.prompt[-1:].isspace() or answer[:1].isspace() else " "
+    return row.prompt + separator + answer
+
+
+def trained_answer(row: TaskRow) -> str:
+    """The first answer; for needles all of them, because there every one is asked for."""
+    if row.task == "niah" or row.task.startswith("niah_"):
+        return ", ".join(row.answers)
+    return row.answers[0]
+
+
+def common_prefix(first: TokenIds, second: TokenIds) -> int:
+    """How many ids both begin with."""
+    shorter = min(len(first), len(second))
+    differ = np.flatnonzero(first[:shorter] != second[:shorter])
+    return int(differ[0]) if len(differ) else shorter
+
+
+def _cut(
+    tokenizer: Tokenizer, row: TaskRow, prompt: Ids, whole: Ids | None, encoding: Encoding
+) -> EncodedRow:
+    if not len(prompt):
+        raise DataError("the prompt has no token", where=f"row {row.id}, {tokenizer.label}")
+    limit = encoding.max_prompt_tokens or len(prompt)
+    cut_tokens = max(0, len(prompt) - limit)
+    if cut_tokens and encoding.over_long == "refuse":
+        raise DataError(
+            f"the prompt has {len(prompt):,} tokens, more than max_prompt_tokens {limit:,}",
+            where=f"row {row.id}",
+            way_out=f"max_prompt_tokens: {len(prompt)}, or over_long: cut_middle",
+        )
+    kept = prompt
+    if cut_tokens:
+        head = limit - limit // 2
+        kept = np.concatenate([prompt[:head], prompt[len(prompt) - limit // 2 :]])
+    if whole is None:
+        return EncodedRow(row, kept, cut_tokens)
+    start = common_prefix(prompt, whole)
+    target = whole[start:]
+    context = kept[: max(0, len(kept) - (len(prompt) - start))]
+    if not len(target) or not len(context):
+        raise DataError(
+            "the answer adds no token to its prompt"
+            if not len(target)
+            else "no token of the prompt is left in front of the answer",
+            where=f"row {row.id}: prompt ...{row.prompt[-20:]!r}, answer {trained_answer(row)!r}",
+            way_out="another answer_separator, or a longer prompt",
+        )
+    if encoding.answer_eos:
+        target = np.append(target, np.int32(tokenizer.eos_token_id or 0))
+    return EncodedRow(row, kept, cut_tokens, np.concatenate([context, target]), len(context))
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
+    return [ids.astype(np.int32) for ids in tokenizer.encode_batch(texts)] if texts else []
+
+
+def _groups(rows: Sequence[TaskRow]) -> Iterator[list[TaskRow]]:
+    """Rows in groups of about a million characters."""
+    group: list[TaskRow] = []
+    characters = 0
+    for row in rows:
+        group.append(row)
+        characters += len(row.prompt)
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group

@@ -1,0 +1,136 @@
+"""The text around needles, as sentences that a row takes as many of as fit."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.tasks.draws import Draws, Kind
+from refine_pl.data.tasks.needle_layouts import Layout
+from refine_pl.errors import DataError
+
+NOISE = (
+    "The kettle is on the stove. ",
+    "A cat sleeps near the door. ",
+    "Rain falls on the roof. ",
+    "The road goes down to the sea. ",
+    "Two boats wait at the pier. ",
+    "The clock in the hall ticks. ",
+    "Leaves lie under the tree. ",
+    "Someone reads by the window. ",
+)
+
+_MOST_CHARACTERS = 2**24  # of a corpus that are read
+_LONGEST_SENTENCE = 400  # characters; longer ones are cut at a space
+
+
+class Sentences:
+    """The first so many of endless sentences; each ends with the white space behind it.
+
+    Args:
+        source: the sentences.
+    """
+
+    def __init__(self, source: Iterable[str]) -> None:
+        self._source = iter(source)
+        self._taken: list[str] = []
+
+    def first(self, number: int) -> list[str]:
+        """The first ``number`` sentences."""
+        self._taken += itertools.islice(self._source, max(0, number - len(self._taken)))
+        return self._taken[:number]
+
+
+def noise() -> Sentences:
+    """A few sentences that say nothing, over and over."""
+    return Sentences(itertools.cycle(NOISE))
+
+
+def distractors(layout: Layout, draws: Draws, key_type: Kind, value_type: Kind) -> Sentences:
+    """Needles that nobody asks for.
+
+    Args:
+        layout: words them.
+        draws: chooses keys and values that it has not given before.
+        key_type: of the keys.
+        value_type: of the values.
+    """
+    return Sentences(
+        layout.needle(key, value) + " "
+        for key, value in zip(draws.texts(key_type), draws.texts(value_type), strict=False)
+    )
+
+
+class CorpusText:
+    """The sentences of a corpus; its first 16 million characters are read, once.
+
+    Args:
+        corpus: the documents.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """All of them, in the order of the corpus.
+
+        Raises:
+            DataError: there is none.
+        """
+        found: list[str] = []
+        characters = 0
+        for _, text in self.corpus.documents():
+            found += split_sentences(text)
+            characters += len(text)
+            if characters >= _MOST_CHARACTERS:
+                break
+        if not found:
+            raise DataError(
+                "the corpus has no text for a haystack",
+                where=self.corpus.label,
+                allowed="documents that are not blank",
+            )
+        return found
+
+    def from_anywhere(self, draws: Draws) -> Sentences:
+        """The sentences from a random one on; behind the last one comes the first."""
+        start = draws.below(len(self.sentences))
+        ahead = itertools.islice(self.sentences, start, None)
+        return Sentences(itertools.chain(ahead, itertools.cycle(self.sentences)))
+
+
+def split_sentences(text: str) -> Iterator[str]:
+    """Lines, cut behind full stops; each keeps the white space behind it.
+
+    A blank line belongs to the sentence before it.
+    """
+    waiting = ""
+    for line in text.replace("\r\n", "\n").split("\n"):
+        if not line.strip():
+            # At most one blank line: more would say nothing and cost tokens.
+            waiting += "\n" if waiting.endswith("\n") and not waiting.endswith("\n\n") else ""
+            continue
+        if waiting:
+            yield waiting
+        *others, last = _pieces(line)
+        yield from others
+        waiting = last.rstrip() + "\n"
+    if waiting:
+        yield waiting
+
+
+def _pieces(line: str) -> list[str]:
+    found = []
+    for sentence in re.split(r"(?<=[.!?]) +(?=\S)", line):
+        rest = sentence
+        while len(rest) > _LONGEST_SENTENCE:
+            cut = rest.rfind(" ", 1, _LONGEST_SENTENCE) + 1 or _LONGEST_SENTENCE
+            found.append(rest[:cut])
+            rest = rest[cut:]
+        if rest:
+            found.append(rest.rstrip() + " ")
+    return found or [line]

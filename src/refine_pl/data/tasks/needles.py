@@ -1,0 +1,353 @@
+"""Needles in a haystack (RULER): sentences that hide values for keys, and a question for some.
+
+The rows are generated, so they exist at any length and without a network. A length counts the
+tokens of the prompt together with those of the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from jsonargparse.typing import PositiveInt
+
+from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.tasks.base import TaskSource
+from refine_pl.data.tasks.draws import Draws, Kind
+from refine_pl.data.tasks.encoding import common_prefix
+from refine_pl.data.tasks.fitting import most_that_fits
+from refine_pl.data.tasks.haystacks import CorpusText, Sentences, distractors, noise
+from refine_pl.data.tasks.needle_layouts import Full, Layout, Short
+from refine_pl.data.tasks.row_cache import MadeRows, cached_rows
+from refine_pl.data.token_cache import default_cache_dir
+from refine_pl.data.tokenizers import Tokenizer
+from refine_pl.errors import ConfigError
+from refine_pl.task_records import TaskRow
+
+FORMAT = 1  # raised when the same settings give other rows
+MIN_LENGTH = 128
+DEFAULT_NUMBER = 4  # of needles, where there are several
+
+NeedleKind: TypeAlias = Literal["single", "multi_key", "multi_query", "multi_value"]
+_NUMBER_SETTING = {
+    "multi_key": "num_keys",
+    "multi_query": "num_queries",
+    "multi_value": "num_values",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Needles:
+    """What is hidden in one row; one entry per needle."""
+
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    depths: tuple[float, ...]  # in [0, 1): the share of the haystack in front of it
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How the rows of one length are worded, and how many needles they have."""
+
+    layout: Layout
+    number: int
+    max_gen_tokens: int
+    shortest: int  # tokens of the longest row without a haystack, the answer included
+
+
+class NeedleInAHaystack(TaskSource):
+    """Rows of the tasks ``niah_single``, ``niah_multi_key``, ``_multi_query`` and ``_multi_value``.
+
+    Needles are whole, at depths that are drawn uniformly, and as many sentences of the haystack are
+    taken as fit. Where the tokens are few, the wording is short; where they are too few for the
+    number of needles, there are fewer, and the run says so. Row i of every length hides the same
+    needles at the same depths, so lengths can be compared in pairs. Rows are kept in the cache
+    folder.
+
+    Args:
+        kind: ``single``: one needle. ``multi_key``: several keys with a value each, one is asked
+            for. ``multi_query``: all of several keys are. ``multi_value``: several values of one
+            key.
+        lengths: tokens of a row, prompt and answer together, at least 128.
+        num_rows: rows of each length.
+        num_keys: needles of ``multi_key``; 4 if not set.
+        num_queries: needles of ``multi_query``; 4 if not set.
+        num_values: needles of ``multi_value``; 4 if not set.
+        key_type: pairs of words, seven digits, or UUIDs.
+        value_type: the same for values.
+        haystack: ``noise`` repeats a few sentences, ``needles`` are needles that nobody asks for;
+            or a corpus, of which each row takes another place.
+        seed: of everything that is drawn.
+        max_gen_tokens: the most tokens that an answer may have; as many as the longest right answer
+            has, and the end of text, if not set.
+    """
+
+    def __init__(
+        self,
+        kind: NeedleKind,
+        lengths: list[PositiveInt],
+        num_rows: PositiveInt = 500,
+        num_keys: PositiveInt | None = None,
+        num_queries: PositiveInt | None = None,
+        num_values: PositiveInt | None = None,
+        key_type: Kind = "words",
+        value_type: Kind = "numbers",
+        haystack: Literal["noise", "needles"] | Corpus = "noise",
+        seed: int = 0,
+        max_gen_tokens: PositiveInt | None = None,
+    ) -> None:
+        self.kind = kind
+        self.lengths = list(lengths)
+        self.num_rows = num_rows
+        self.number = _number_of_needles(
+            kind, {"num_keys": num_keys, "num_queries": num_queries, "num_values": num_values}
+        )
+        self.key_type = key_type
+        self.value_type = value_type
+        self.haystack = haystack
+        self.seed = seed
+        self.max_gen_tokens = max_gen_tokens
+        _check_lengths(self.lengths)
+
+    @property
+    def task(self) -> str:
+        """The name that the rows are scored under."""
+        return f"niah_{self.kind}"
+
+    @property
+    def label(self) -> str:
+        """The kind, and what is hidden where."""
+        return f"NeedleInAHaystack {self.kind} ({self._variant})"
+
+    @property
+    def _variant(self) -> str:
+        haystack = self.haystack if isinstance(self.haystack, str) else type(self.haystack).__name__
+        return f"{self.key_type}-{self.value_type}-{haystack}"
+
+    def fingerprint(self, tokenizer: Tokenizer) -> str:
+        """A digest of the settings, the tokenizer and the corpus."""
+        root = self.cache_dir or default_cache_dir()
+        corpus = self.haystack
+        settings = (
+            FORMAT,
+            self.kind,
+            self.lengths,
+            self.num_rows,
+            self.number,
+            self.key_type,
+            self.value_type,
+            corpus if isinstance(corpus, str) else corpus.content_hash(root / "hashes"),
+            self._variant,
+            self.seed,
+            self.max_gen_tokens,
+            tokenizer.fingerprint,
+        )
+        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+
+    def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
+        """``num_rows`` rows of each length, from the cache if they were made before.
+
+        Raises:
+            ConfigError: a length is too short even for the shortest wording and the fewest needles.
+        """
+        made = cached_rows(
+            self.fingerprint(tokenizer),
+            self.cache_dir or default_cache_dir(),
+            lambda: self._make(tokenizer),
+            self.notify,
+            f"rows of {self.label}",
+        )
+        self.notes = made.notes
+        return made.rows
+
+    def _make(self, tokenizer: Tokenizer) -> MadeRows:
+        corpus = None if isinstance(self.haystack, str) else CorpusText(self.haystack)
+        rows: list[TaskRow] = []
+        notes: list[str] = []
+        drawn = [self._draw(number) for number in range(self.num_rows)]
+        for length in self.lengths:
+            wording = self._choose_wording(tokenizer, drawn, length)
+            at = f"{self.task} at {length:,} tokens"
+            if isinstance(wording.layout, Short):
+                notes.append(f"{at}: the short wording, to leave tokens to the haystack")
+            if wording.number < self.number:
+                notes.append(
+                    f"{at}: {wording.number} needles instead of {self.number}, more do not fit"
+                )
+            bare = guess = 0
+            for number, needles in enumerate(drawn):
+                sentences = self._sentences(corpus, wording.layout, needles, number)
+                row, guess = self._row(
+                    tokenizer, wording, needles, sentences, length, number, guess
+                )
+                rows.append(row)
+                bare += guess == 0
+            if bare:
+                notes.append(f"{at}: {bare:,} of {self.num_rows:,} rows have no haystack")
+        return MadeRows(rows, notes)
+
+    def _draw(self, number: int) -> Needles:
+        draws = self._draws(number, "needles")
+        values, keys = draws.texts(self.value_type), draws.texts(self.key_type)
+        key_of_all = next(keys)
+        others = [
+            key_of_all if self.kind == "multi_value" else next(keys) for _ in range(1, self.number)
+        ]
+        return Needles(
+            keys=(key_of_all, *others),
+            values=tuple(next(values) for _ in range(self.number)),
+            depths=tuple(draws.real() for _ in range(self.number)),
+        )
+
+    def _draws(self, number: int, purpose: str) -> Draws:
+        return Draws(self.seed, self.task, self._variant, number, purpose)
+
+    def _sentences(
+        self, corpus: CorpusText | None, layout: Layout, needles: Needles, number: int
+    ) -> Sentences:
+        draws = self._draws(number, "haystack")
+        if corpus is not None:
+            return corpus.from_anywhere(draws)
+        if self.haystack == "noise":
+            return noise()
+        draws.never({*needles.keys, *needles.values})
+        return distractors(layout, draws, self.key_type, self.value_type)
+
+    def _choose_wording(
+        self, tokenizer: Tokenizer, drawn: Sequence[Needles], length: int
+    ) -> Wording:
+        """Full sentences where they leave half of the tokens to the haystack, else fewer words."""
+        several = self.kind == "multi_value"
+        full, short = Full(self.value_type, several), Short(self.value_type, several)
+        wording = self._wording(tokenizer, drawn, full, self.number)
+        if 2 * wording.shortest <= length:
+            return wording
+        fewest = min(2, self.number)
+        for number in range(self.number, fewest - 1, -1):
+            wording = self._wording(tokenizer, drawn, short, number)
+            if wording.shortest <= length:
+                return wording
+        raise ConfigError(
+            f"{wording.number} needle{'s' if fewest > 1 else ''} of {self.key_type} and "
+            f"{self.value_type} do not fit {length:,} tokens",
+            where=f"{self.label}, {tokenizer.label}",
+            allowed=f"lengths of at least {wording.shortest:,} tokens, the answer included",
+            way_out=f"lengths: [{wording.shortest}], or a shorter key_type or value_type",
+        )
+
+    def _wording(
+        self, tokenizer: Tokenizer, drawn: Sequence[Needles], layout: Layout, number: int
+    ) -> Wording:
+        prompts, wholes = [], []
+        for needles in drawn:
+            prompt = self._prompt(layout, needles, number, [])
+            prompts.append(prompt)
+            wholes.append(f"{prompt} {', '.join(self._answers(needles, number))}")
+        encoded = tokenizer.encode_batch(prompts)
+        pairs = list(zip(encoded, tokenizer.encode_batch(wholes), strict=True))
+        # One more for the end of text.
+        needed = max(len(whole) - common_prefix(prompt, whole) for prompt, whole in pairs) + 1
+        if self.max_gen_tokens is not None and self.max_gen_tokens < needed:
+            raise ConfigError(
+                f"max_gen_tokens {self.max_gen_tokens} is too few for answers of {needed} tokens",
+                where=f"{self.label}, {tokenizer.label}",
+                allowed=f"at least {needed}",
+                way_out="leave max_gen_tokens out: the answers decide",
+            )
+        budget = self.max_gen_tokens or needed
+        return Wording(layout, number, budget, max(len(ids) for ids in encoded) + budget)
+
+    def _row(
+        self,
+        tokenizer: Tokenizer,
+        wording: Wording,
+        needles: Needles,
+        sentences: Sentences,
+        length: int,
+        number: int,
+        guess: int,
+    ) -> tuple[TaskRow, int]:
+        """The row with as many sentences as fit, and how many they are."""
+
+        def prompt(fill: int) -> str:
+            return self._prompt(wording.layout, needles, wording.number, sentences.first(fill))
+
+        limit = length - wording.max_gen_tokens
+        fill = most_that_fits(lambda n: len(tokenizer.encode(prompt(n))), limit, length, guess)
+        row = TaskRow(
+            id=f"{self.task}/{length}/{self._variant}-{self.seed}/{number}",
+            task=self.task,
+            prompt=prompt(fill),
+            answers=self._answers(needles, wording.number),
+            max_gen_tokens=wording.max_gen_tokens,
+            length=length,
+        )
+        return row, fill
+
+    def _prompt(
+        self, layout: Layout, needles: Needles, number: int, sentences: Sequence[str]
+    ) -> str:
+        hidden = [
+            (depth, layout.needle(key, value))
+            for depth, key, value in zip(
+                needles.depths[:number], needles.keys, needles.values, strict=False
+            )
+        ]
+        asked = needles.keys[:number] if self.kind == "multi_query" else needles.keys[:1]
+        return layout.prompt(_mixed(sentences, sorted(hidden)), asked)
+
+    def _answers(self, needles: Needles, number: int) -> tuple[str, ...]:
+        if self.kind == "multi_query":
+            return needles.values[:number]
+        if self.kind == "multi_value":  # as they come in the text
+            hidden = sorted(zip(needles.depths[:number], needles.values, strict=False))
+            return tuple(value for _, value in hidden)
+        return needles.values[:1]
+
+
+def _mixed(sentences: Sequence[str], hidden: Sequence[tuple[float, str]]) -> str:
+    """The sentences with the needles between them, at their depths."""
+    text: list[str] = []
+    done = 0
+    for depth, needle in hidden:
+        stop = int(depth * (len(sentences) + 1))
+        text += sentences[done:stop]
+        done = stop
+        text.append(needle + ("\n" if text and text[-1].endswith("\n") else " "))
+    return "".join([*text, *sentences[done:]]).rstrip()
+
+
+def _number_of_needles(kind: str, given: dict[str, int | None]) -> int:
+    own = _NUMBER_SETTING.get(kind)
+    for setting, value in given.items():
+        if value is None:
+            continue
+        if setting != own:
+            raise ConfigError(
+                f"{setting} is set, and the kind is {kind}",
+                where="NeedleInAHaystack",
+                allowed=f"{own} for this kind"
+                if own
+                else "none of num_keys, num_queries, num_values: a single needle",
+            )
+        if value < 2:
+            raise ConfigError(
+                f"{setting} is {value}",
+                where="NeedleInAHaystack",
+                allowed="at least 2",
+                way_out="kind: single",
+            )
+        return value
+    return DEFAULT_NUMBER if own else 1
+
+
+def _check_lengths(lengths: Sequence[int]) -> None:
+    short = [length for length in lengths if length < MIN_LENGTH]
+    if not lengths or short or len(set(lengths)) < len(lengths):
+        raise ConfigError(
+            f"lengths is {list(lengths)}",
+            where="NeedleInAHaystack",
+            allowed=f"one or more different numbers of tokens, each at least {MIN_LENGTH}",
+        )
