@@ -7,14 +7,20 @@ from runs import RowsData, every_batch, module, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from refine_pl.callbacks import Phase, PhaseSchedule, RolloutRecorder
-from refine_pl.callbacks.recorder import drop_later_lines, entropy_picture, markdown_table, plain
+from refine_pl.callbacks.recorder import (
+    drop_later_lines,
+    entropy_map,
+    entropy_picture,
+    markdown_table,
+)
+from refine_pl.report.text import plain
 from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
 
 REWARDS = {"similarity": EmbeddingSimilarity(), "match": ExactMatch(weight=0.5)}
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+def lines(folder, name="rollouts.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_the_samples_are_those_that_were_trained_on(tmp_path):
@@ -34,6 +40,24 @@ def test_the_samples_are_those_that_were_trained_on(tmp_path):
             total = parts["similarity"] + 0.5 * parts["match"]
             assert rollout["reward"] == pytest.approx(total, abs=1e-5)
         assert sum(r["advantage"] for r in row["rollouts"]) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_entropy_is_written_with_the_positions_of_the_rollouts(tmp_path):
+    recorder = RolloutRecorder(every_n_iterations=2, num_rows=3, directory=str(tmp_path))
+    train(module(), iterations=4, callbacks=[recorder])
+    maps = lines(tmp_path, "entropy.jsonl")
+    assert [m["iteration"] for m in maps] == [i for i in (1, 2, 4) for _ in range(3)]
+    rows = lines(tmp_path)
+    for entropy in maps:
+        assert len(entropy["entropy"]) == len(entropy["smoothed"]) == 72
+        middle = sum(entropy["entropy"][9:12]) / 3
+        assert entropy["smoothed"][10] == pytest.approx(middle, abs=2e-4)
+        assert all(value == round(value, 4) for value in entropy["entropy"])
+        assert entropy["borders"] == [36]
+        assert entropy["scored"] == [position - 1 for position in entropy["positions"]]
+        same = [r for r in rows if r["iteration"] == entropy["iteration"]]
+        own = [r["position"] for r in same if r["document"] == entropy["document"]]
+        assert entropy["positions"] == own
 
 
 def test_the_first_iteration_of_a_phase_is_written(tmp_path):
@@ -68,9 +92,12 @@ def test_a_resumed_run_does_not_write_iterations_twice(tmp_path):
     callbacks = [recorder(), every_batch(tmp_path)]
     train(module(), iterations=4, callbacks=callbacks, enable_checkpointing=True)
     whole = lines(tmp_path / "lines")
+    maps = lines(tmp_path / "lines", "entropy.jsonl")
+    assert [row["iteration"] for row in maps] == [1, 2, 3, 4]
     assert [row["iteration"] for row in whole] == [1, 1, 2, 2, 3, 3, 4, 4]
     train(module(), iterations=4, callbacks=[recorder()], ckpt_path=tmp_path / "step=4.ckpt")
     assert lines(tmp_path / "lines") == whole
+    assert lines(tmp_path / "lines", "entropy.jsonl") == maps
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path):
@@ -78,6 +105,14 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     file.write_text('{"iteration": 1}\n{"iteration": 3}\n{"iteration": 2}\n{"iterat')
     drop_later_lines(file, 2)
     assert file.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
+
+
+def test_separators_inside_a_line_do_not_cut_it(tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    line = json.dumps({"iteration": 1, "text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    file.write_text(line, encoding="utf-8")
+    drop_later_lines(file, 1)
+    assert file.read_text(encoding="utf-8") == line
 
 
 @pytest.mark.parametrize(
@@ -108,6 +143,7 @@ def test_a_row_without_positions_is_no_crash(tmp_path):
     train(module(), data, iterations=1, callbacks=[recorder])
     assert [sample.rows for sample in recorder.kept] == [[]] * 4
     assert markdown_table(recorder.kept[0]).startswith("**document ")
+    assert entropy_map(recorder.kept[0], 1).positions == []
     picture = entropy_picture(recorder.kept[0], 1)
     assert picture.shape == (300, 1000, 4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from refine_pl.callbacks.schedule import find_schedule
 from refine_pl.module import RefineModule
 from refine_pl.records import Experience
+from refine_pl.report.drawing import LIGHT, pixels
+from refine_pl.report.entropy import EntropyMap
+from refine_pl.report.figures import entropy_figure
+from refine_pl.report.text import plain
 from refine_pl.selectors.base import segment_bounds, smooth
 
-# What Markdown or HTML would take for markup.
-MARKUP = {ord(c): f"&#{ord(c)};" for c in "|<>&*_`[]\\~#"}
+ROLLOUTS, ENTROPY = "rollouts.jsonl", "entropy.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,16 @@ class RolloutRecorder(Callback):
     """Writes down some rollouts every so often, and at the first iteration of a phase.
 
     The JSON lines hold ``iteration, document, position, prefix`` (its last tokens), ``target`` and
-    ``rollouts``: a list of ``text, reward, parts, advantage``. A resumed run writes into a folder
-    of its own; with ``directory`` set, lines of iterations that will be run again are taken out.
+    ``rollouts``: a list of ``text, reward, parts, advantage``; ``entropy.jsonl`` beside them the
+    entropy along each document (:class:`~refine_pl.report.entropy.EntropyMap`). A resumed run
+    writes into a folder of its own; with ``directory`` set, lines of iterations that will be run
+    again are taken out.
 
     Args:
         every_n_iterations: how often.
         num_rows: documents each time.
         prefix_tokens: how much of the prefix is shown.
-        directory: where ``rollouts.jsonl`` is written; the run folder if left out.
+        directory: where both files are written; the run folder if left out.
     """
 
     def __init__(
@@ -60,19 +66,21 @@ class RolloutRecorder(Callback):
         self.num_rows = num_rows
         self.prefix_tokens = prefix_tokens
         self.directory = directory
-        self._file: Path | None = None
+        self._folder: Path | None = None
         self._samples: list[Sample] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder; every process must ask for it."""
         folder = self.directory or trainer.log_dir
-        self._file = Path(folder) / "rollouts.jsonl" if folder else None
+        self._folder = Path(folder) if folder else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what will be written again."""
         assert isinstance(pl_module, RefineModule)
-        if trainer.is_global_zero and self._file is not None and self._file.exists():
-            drop_later_lines(self._file, pl_module.iteration)
+        if trainer.is_global_zero and self._folder is not None:
+            for file in (self._folder / ROLLOUTS, self._folder / ENTROPY):
+                if file.exists():
+                    drop_later_lines(file, pl_module.iteration)
 
     def on_experience(self, trainer: Trainer, module: RefineModule, experience: Experience) -> None:
         """Keep the first rows of an iteration that is due. Called by the module, while drawing."""
@@ -94,11 +102,11 @@ class RolloutRecorder(Callback):
         samples, self._samples = self._samples, []
         if not samples:
             return
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                for sample in samples:
-                    file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in sample.rows)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            maps = (entropy_map(sample, pl_module.iteration).as_line() for sample in samples)
+            append_lines(self._folder / ROLLOUTS, (r for sample in samples for r in sample.rows))
+            append_lines(self._folder / ENTROPY, maps)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 write_to_tensorboard(logger.experiment, samples, pl_module.iteration)
@@ -160,16 +168,23 @@ def decode(module: RefineModule, tokens: list[int]) -> str:
     return str(module.tokenizer.decode(tokens))
 
 
+def append_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows at the end of a file of JSON lines."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def drop_later_lines(file: Path, iteration: int) -> None:
     """Keep the lines of iterations up to ``iteration``; a line that was cut off is dropped too."""
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+    # Not splitlines: it also splits at separators that JSON leaves inside a string.
+    for line in file.read_text(encoding="utf-8").split("\n"):
         try:
             keep = json.loads(line)["iteration"] <= iteration
         except (ValueError, KeyError, TypeError):
             keep = False
         if keep:
-            kept.append(line)
+            kept.append(line + "\n")
     scratch = file.with_suffix(".jsonl.new")
     scratch.write_text("".join(kept), encoding="utf-8")
     scratch.replace(file)  # at once, so that an interruption loses nothing
@@ -204,42 +219,27 @@ def markdown_table(sample: Sample) -> str:
     return "\n".join(lines)
 
 
-def plain(text: str) -> str:
-    """Text on one line that Markdown shows as it is; spaces at the ends stay visible."""
-    text = text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
-    inner = text.strip(" ")
-    before = len(text) - len(text.lstrip(" "))
-    after = len(text) - before - len(inner) if inner else 0
-    return "␣" * before + inner.translate(MARKUP) + "␣" * after
+def entropy_map(sample: Sample, iteration: int) -> EntropyMap:
+    """What ``entropy.jsonl`` and the picture show of a sample."""
+    num_tokens = torch.tensor([len(sample.entropy)])
+    smoothed = smooth(sample.entropy[None], num_tokens, sample.rollout_length)[0]
+    borders: list[int] = []
+    if sample.num_segments:
+        borders = segment_bounds(num_tokens, sample.num_segments)[0][0, 1:].tolist()
+    return EntropyMap(
+        iteration,
+        sample.document,
+        sample.entropy.tolist(),
+        smoothed.tolist(),
+        sample.positions,
+        [max(position - 1 - sample.offset, 0) for position in sample.positions],
+        borders,
+    )
 
 
 def entropy_picture(sample: Sample, iteration: int) -> np.ndarray:
     """Entropy along a document, segment borders and positions: ``[height, width, 4]`` uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    length = len(sample.entropy)
-    num_tokens = torch.tensor([length])
-    smoothed = smooth(sample.entropy[None], num_tokens, sample.rollout_length)[0]
-    borders = []
-    if sample.num_segments:
-        borders = segment_bounds(num_tokens, sample.num_segments)[0][0, 1:].tolist()
-    figure = Figure(figsize=(10, 3), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(sample.entropy.numpy(), color="0.8", linewidth=0.6, label="entropy")
-    axes.plot(smoothed.numpy(), color="tab:blue", linewidth=0.8, label="smoothed")
-    for border in borders:
-        axes.axvline(border, color="0.6", linestyle=":", linewidth=0.8)
-    scored = [max(position - 1 - sample.offset, 0) for position in sample.positions]
-    heights = smoothed[scored].tolist()
-    axes.plot(scored, heights, "v", color="tab:red", markersize=6, label="chosen position")
-    top = max(float(sample.entropy.max()), 0.1) * 1.2  # room for the legend
-    axes.set(xlim=(0, max(length - 1, 1)), ylim=(0, top), xlabel="token", ylabel="nats")
-    axes.set_title(f"{sample.document}, iteration {iteration}", fontsize=9, parse_math=False)
-    axes.legend(loc="upper right", fontsize=7, ncols=3)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba()).copy()
+    return pixels(entropy_figure(entropy_map(sample, iteration), LIGHT))
 
 
 def _rounded(value: torch.Tensor) -> float:

@@ -1,0 +1,1 @@
+"""The sections of a report: each takes the runs and makes blocks of what it finds in them."""
