@@ -1,0 +1,229 @@
+"""``refine-pl sweep``: overlays x seeds of one recipe, one run after the other."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from refine_pl.errors import ConfigError, nearest
+from refine_pl.sweep import (
+    Index,
+    Overlay,
+    Sweep,
+    changes,
+    check_effect,
+    exclusive,
+    find_overlays,
+    results_table,
+    run_sweep,
+)
+from refine_pl.sweep.loop import needs_fit, needs_test
+
+_HELP = """Runs a recipe with each overlay and each seed, one after the other, each run in a process
+and a folder of its own: OUT/GROUP/OVERLAY/seed_S. The group is the name of the overlay's folder.
+OUT/sweep.json is the index. The same command goes on where a sweep was interrupted: finished runs
+are skipped, the interrupted one resumes from its last checkpoint. Options after -- are given to
+every run: refine-pl sweep ... -- --trainer.max_steps 10"""
+
+# What the sweep itself gives to each run.
+_SEEDED = ("seed_everything", "model.seed", "data.init_args.seed")
+_WIDE = 1000  # columns
+_PLACED = ("save_dir", "name", "version")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check everything, run what is not finished, show the results.
+
+    Returns:
+        0, or 1 if a run has failed.
+
+    Raises:
+        UserError: the arguments or a configuration cannot be used.
+        KeyboardInterrupt: Ctrl-C; its text says how to go on.
+    """
+    args, options = _parse(argv)
+    folder = Path(args.out)
+    overlays = find_overlays(args.overlays, args.config[-1], args.base)
+    base, variants = _resolve(args.config, overlays, options)
+    sweep = Sweep(
+        folder,
+        args.config,
+        options,
+        {(overlay.group, overlay.name): overlay for overlay in overlays},
+        [name for name in _SEEDED if _has(base, name)],
+        args.eval,
+    )
+    content = {"configs": args.config, "options": options, "resolved": _shared(base)}
+
+    def entries() -> tuple[Index, list[dict[str, Any]]]:
+        index = Index.read(folder, content)
+        index.check(content["resolved"], variants, args.eval)
+        return index, index.include(variants, args.seeds, args.eval)
+
+    index, asked = entries()
+    if args.dry_run:
+        _show_commands(sweep, asked, args.retry)
+        return 0
+    with exclusive(folder) as held:
+        index, asked = entries()  # again: now nobody else writes
+        index.write()
+        try:
+            failed = run_sweep(sweep, index, asked, retry=args.retry, held=held, say=_say)
+        except KeyboardInterrupt:
+            _say("interrupted", "\n")
+            command = shlex.join(["refine-pl", "sweep", *argv])
+            raise KeyboardInterrupt(f"to go on: {command}") from None
+    _show_results(folder, asked)
+    for name, error, log in failed:
+        _say(f"FAILED {name}: {error}\n  log: {log}", "\n")
+    if failed:
+        _say(f"{len(failed)} failed; --retry runs them again", "\n")
+    return 1 if failed else 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    words = list(argv)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = _Parser(prog="refine-pl sweep", description=_HELP, allow_abbrev=False)
+    add = parser.add_argument
+    add("--config", action="append", required=True, help="the recipe; may be given several times")
+    add("--overlays", nargs="+", default=[], metavar="PATH", help="files, or folders of files")
+    add("--seeds", nargs="+", type=_seed, default=[0], metavar="S", help="default: 0")
+    add("--out", required=True, help="folder of the results")
+    add("--base", action="store_true", help="run the recipe itself too")
+    add("--eval", metavar="FILE", help="configuration for refine-pl test after each run")
+    add("--retry", action="store_true", help="run those again that failed")
+    add("--dry_run", action="store_true", help="print the commands, and run nothing")
+    args = parser.parse_args(words[:cut])
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ConfigError(f"a seed is given twice: {args.seeds}", where="--seeds")
+    if args.eval is not None and not Path(args.eval).is_file():
+        raise ConfigError(f"there is no configuration file {args.eval}", where="--eval")
+    return args, words[cut + 1 :]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refusals are errors of this project."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = message.rpartition("unrecognized arguments: ")[2].split()[0]
+        close = nearest(unknown, known) if "unrecognized" in message else None
+        raise ConfigError(
+            message,
+            where="command line",
+            allowed=", ".join(known),
+            way_out=f"did you mean {close}?"
+            if close
+            else "options for every run come after --: refine-pl sweep ... -- --model.seed 1",
+        )
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise ValueError(text)
+    return seed
+
+
+_seed.__name__ = "seed (a whole number from 0)"
+
+
+def _resolve(
+    configs: Sequence[str], overlays: Sequence[Overlay], options: Sequence[str]
+) -> tuple[dict[str, Any], list[tuple[Overlay, dict[str, Any]]]]:
+    """The recipe's settings, and what each overlay changes; every one is parsed before any run.
+
+    Raises:
+        UserError: a configuration cannot be used, or an overlay has no effect.
+    """
+    from refine_pl.commands.resolved import resolve
+
+    files = [word for file in configs for word in ("--config", file)]
+    base = resolve(["fit", *files, *options])
+    _check_places(base)
+    variants = []
+    for overlay in overlays:
+        changed: dict[str, Any] = {}
+        if overlay.file is not None:
+            with_it = resolve(["fit", *files, "--config", str(overlay.file), *options])
+            changed = changes(_shared(base), _shared(with_it))
+            check_effect(overlay, changed, with_it)
+            if not changed:
+                _say(f"{overlay.label} changes nothing: it is the recipe as it is", "\n")
+        variants.append((overlay, changed))
+    return base, variants
+
+
+def _check_places(base: Mapping[str, Any]) -> None:
+    """Refuse a recipe whose runs would write into each other's folders."""
+    logger = base["trainer"].get("logger")
+    arguments = logger.get("init_args", {}) if isinstance(logger, Mapping) else {}
+    if any(name not in arguments for name in _PLACED):
+        raise ConfigError(
+            "the recipe's trainer.logger gives a run no folder of its own",
+            where="trainer.logger",
+            allowed="one logger with save_dir, name and version",
+            way_out="lightning.pytorch.loggers.TensorBoardLogger",
+        )
+    for number, callback in enumerate(base["trainer"].get("callbacks") or ()):
+        for name in ("dirpath", "directory"):
+            place = (callback.get("init_args") or {}).get(name)
+            if place is not None:
+                raise ConfigError(
+                    f"every run would write into {place}",
+                    where=f"trainer.callbacks[{number}].init_args.{name}",
+                    way_out=f"leave {name} out: each run has a folder of its own",
+                )
+
+
+def _shared(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that the sweep gives to each run."""
+    kept: dict[str, Any] = {
+        k: dict(v) if isinstance(v, Mapping) else v for k, v in resolved.items()
+    }
+    kept.pop("seed_everything", None)
+    kept["trainer"].pop("logger", None)
+    kept["model"].pop("seed", None)
+    if _has(kept, "data.init_args.seed"):
+        kept["data"]["init_args"] = dict(kept["data"]["init_args"])
+        del kept["data"]["init_args"]["seed"]
+    return kept
+
+
+def _has(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _show_commands(sweep: Sweep, asked: Sequence[dict[str, Any]], retry: bool) -> None:
+    for entry in asked:
+        if needs_fit(entry, retry):
+            _say(shlex.join(["refine-pl", *sweep.fit(entry)]), "\n")
+        if needs_test(entry, retry):
+            _say(shlex.join(["refine-pl", *sweep.test(entry)]), "\n")
+
+
+def _show_results(folder: Path, asked: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    table = results_table(folder, asked)
+    # Where a terminal is too narrow, or there is none, a long line is better than a lost number.
+    anything = console.options.update(width=_WIDE)
+    console.width = max(console.width, console.measure(table, options=anything).maximum)
+    console.print(table)
+    console.print(f"index    {folder / 'sweep.json'}", soft_wrap=True)
+    console.print(f"report   refine-pl report {folder}", soft_wrap=True)
+
+
+def _say(text: str, end: str) -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()

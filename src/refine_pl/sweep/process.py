@@ -1,0 +1,134 @@
+"""One run in a process of its own: its folder, its log, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+# As the console script does: nothing in the working folder hides an installed package.
+PROGRAM = (sys.executable, "-P", "-m", "refine_pl")
+
+LOG = "run.log"
+_RESUMED_FROM = "resumed_from.ckpt"
+_GRACE_S = 60  # for a run to end by itself after Ctrl-C
+_REASON_SHOWN = 300  # characters
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of a run folder that was written last and is whole, if there is one."""
+    found = [path for path in (run / "checkpoints").glob("*.ckpt") if _is_whole(path)]
+    # Of two that were written in the same tick the one that stands for the last.
+    last = ("last", _RESUMED_FROM)
+    return max(found, key=lambda p: (_written(p), p.name.startswith(last)), default=None)
+
+
+def prepare(run: Path) -> Path | None:
+    """Make a run's folder ready for another attempt.
+
+    With a checkpoint the run goes on from there. Without one it starts anew, and what the broken
+    attempt left is removed; the log stays.
+
+    Returns:
+        The checkpoint to go on from.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        for path in run.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOG:
+                path.unlink()
+        return None
+    # `fit` refuses a folder that holds a run, lest it mixes two; here it is the same one.
+    (run / "config.yaml").unlink(missing_ok=True)
+    if checkpoint.name.startswith("last") and not checkpoint.is_symlink():
+        # Lightning would write last-v1.ckpt beside it, and last.ckpt would be an old one.
+        checkpoint = checkpoint.rename(checkpoint.with_name(_RESUMED_FROM))
+    return checkpoint
+
+
+def clear(run: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    spare = run / "checkpoints" / _RESUMED_FROM
+    newest = newest_checkpoint(run)
+    if newest is not None and newest != spare:
+        spare.unlink(missing_ok=True)
+
+
+def run_logged(command: Sequence[str], log: Path, held: int) -> int:
+    """Run ``command`` and append what it prints to ``log``.
+
+    Args:
+        command: a program and its arguments.
+        log: its folder must exist.
+        held: a file descriptor that the process inherits.
+
+    Returns:
+        The exit code; of a process that a signal ended, the signal's number below 0.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the process has ended too.
+    """
+    with log.open("a", encoding="utf-8") as output:
+        output.write(f"$ {shlex.join(command)}\n")
+        output.flush()
+        # A session of its own, so that Ctrl-C reaches it once, through this process.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(held,),
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            _end(process)
+            raise
+
+
+def reason(log: Path, start: int, code: int) -> str:
+    """Why a run failed, in a line.
+
+    Args:
+        log: what it printed.
+        start: bytes of the log that earlier attempts wrote.
+        code: the exit code.
+    """
+    if code < 0:
+        return f"ended by signal {-code} ({signal.Signals(-code).name})"
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    begin = next((i for i in reversed(range(len(lines))) if lines[i].startswith("error: ")), -1)
+    told = [line.strip() for line in lines[begin:]]
+    return " ".join(told)[:_REASON_SHOWN] if told else f"exit code {code}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(_GRACE_S)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    except ProcessLookupError:
+        process.wait()
+
+
+def _is_whole(path: Path) -> bool:
+    if path.is_dir():
+        return (path / "meta.pt").is_file()
+    return zipfile.is_zipfile(path)
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
