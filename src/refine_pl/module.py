@@ -15,12 +15,14 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
+from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.evaluation.answering import Answering
 from refine_pl.losses import ClippedPolicy
 from refine_pl.objectives import AnswerObjective, SupervisedAnswers
@@ -44,6 +46,7 @@ from refine_pl.run_checks import (
     check_batch_size,
     check_data,
     check_is_read,
+    check_sharding,
     check_small_lr,
     check_state,
     check_trainer,
@@ -57,6 +60,7 @@ from refine_pl.run_log import (
     tally_validation,
 )
 from refine_pl.selectors import PositionSelector
+from refine_pl.sharding import class_name, gather, scatter, shard
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import Answer, TaskBatch
 from refine_pl.update_loop import Processes, Settings, UpdateLoop, cut
@@ -119,6 +123,7 @@ class RefineModule(LightningModule):
         super().__init__()
         self._save_plain_hyperparameters()
         self.automatic_optimization = False
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may rest
         self.policy = choose_policy(backbone, pretrained)
         self.reference: FastWeightLM | None = None
         self.refine_step = RefineStep(
@@ -162,6 +167,7 @@ class RefineModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Check the trainer: the first hook of a run, before any data is prepared."""
+        check_sharding(self.trainer)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_trainer(self.trainer, self)
             # It asks for states from before the step, which a resume could not go on from.
@@ -174,6 +180,15 @@ class RefineModule(LightningModule):
         check_data(self.trainer, self, stage)
         if stage == "fit" and self.keep_reference and self.reference is None:
             self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+
+    def configure_model(self) -> None:
+        """Shard the policy and the reference, if the trainer's strategy is to."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            mesh = self.device_mesh["data_parallel"]
+            shard(self.policy, mesh)
+            if self.reference is not None:
+                shard(self.reference, mesh)
 
     @property
     def tokenizer(self) -> Any:
@@ -196,7 +211,7 @@ class RefineModule(LightningModule):
             for name in COUNTERS:
                 setattr(self, name, 0)
         size = sum(p.numel() for p in self.policy.parameters())
-        kind = type(self.policy).__name__
+        kind = class_name(self.policy)
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if isinstance(batch_size, int):
@@ -366,6 +381,7 @@ class RefineModule(LightningModule):
         self._validation = Tally(VALIDATION_SUMS)
         for name in self.refine_step.reward.parts():
             self._validation.add(f"val/reward_{name}", 0.0, 0)
+        gather(self.policy)  # processes may have different numbers of batches
 
     def validation_step(
         self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
@@ -394,6 +410,7 @@ class RefineModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all tokens and all rollouts of all processes."""
+        scatter(self.policy)
         means = self._validation.means(self.device, self._sum_over_processes)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_scalars(means)
@@ -421,13 +438,18 @@ class RefineModule(LightningModule):
         """Add the counters, as plain numbers."""
         checkpoint["refine_pl"] = {name: getattr(self, name) for name in COUNTERS}
         checkpoint["refine_pl"]["backbone"] = self.policy.config()  # for export
+        spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
+        if spec is not None:
+            checkpoint["refine_pl"]["tokenizer"] = spec  # for test, predict and lm-eval
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the counters, and make the reference fit what this run needs."""
         for name, value in checkpoint.get("refine_pl", {}).items():
             if name in COUNTERS:
                 setattr(self, name, int(value))
-        state = checkpoint["state_dict"]
+        state = checkpoint.get("state_dict")
+        if state is None:  # a sharded run has loaded its weights already
+            return
         has_reference = any(key.startswith("reference.") for key in state)
         if self.reference is None:
             checkpoint["state_dict"] = {
@@ -448,5 +470,5 @@ class RefineModule(LightningModule):
         Raises:
             CheckpointError: naming the first keys that do not fit.
         """
-        check_state(self.state_dict(), state_dict, type(self.policy).__name__, strict)
+        check_state(self.state_dict(), state_dict, class_name(self.policy), strict)
         return super().load_state_dict(state_dict, strict, assign)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from refine_pl.errors import CheckpointError, ConfigError
@@ -47,6 +48,37 @@ def check_trainer(trainer: Trainer, module: RefineModule) -> None:
         processes = trainer.world_size
         check_batch_size(batch_size, module.minibatch_size, module.microbatch_size, processes)
         _check_checkpoints(trainer, module.updates_per_batch(batch_size))
+
+
+def check_sharding(trainer: Trainer) -> None:
+    """Let a sharded run spread the weights over all processes, or refuse what it cannot do.
+
+    Raises:
+        ConfigError: another layout of processes, or a run that answers.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    processes = trainer.world_size
+    sizes = strategy._data_parallel_size, strategy._tensor_parallel_size
+    if sizes[0] not in ("auto", processes) or sizes[1] not in ("auto", 1):
+        raise ConfigError(
+            f"ModelParallelStrategy has data_parallel_size={sizes[0]}, "
+            f"tensor_parallel_size={sizes[1]}, and there are {processes} processes",
+            where="trainer.strategy.init_args",
+            allowed=f"{processes} and 1: weights are sharded, and no layer is split",
+            way_out="leave both out",
+        )
+    # Left out, Lightning would split layers within a machine.
+    strategy._data_parallel_size, strategy._tensor_parallel_size = processes, 1
+    if trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING):
+        raise ConfigError(
+            "trainer.strategy is ModelParallelStrategy, and sharded weights are for training and "
+            "validation only",
+            where="trainer.strategy",
+            allowed="auto or ddp",
+            way_out="`refine-pl export` the checkpoint, and give its folder as model.pretrained",
+        )
 
 
 def check_data(trainer: Trainer, module: RefineModule, stage: str) -> None:

@@ -25,6 +25,7 @@ from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import Counts, LossWeights
 from refine_pl.run_log import Tally, tally_experience
+from refine_pl.sharding import whole
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
 
@@ -155,12 +156,13 @@ class UpdateLoop:
         module = self.module
         self.tokens += int((batch.answered or batch.prompts).num_tokens.sum())
         prepared = []
-        for micro_batch in self.micro_batches(batch):
-            generator = RowRandom(module.seed, update, micro_batch.prompts.rows, "answer")
-            with self.stopwatch("answer"), self._precision():
-                prepared.append(
-                    objective.prepare(module.policy, micro_batch, module.tokenizer, generator)
-                )
+        with whole(module.policy):
+            for micro_batch in self.micro_batches(batch):
+                generator = RowRandom(module.seed, update, micro_batch.prompts.rows, "answer")
+                with self.stopwatch("answer"), self._precision():
+                    prepared.append(
+                        objective.prepare(module.policy, micro_batch, module.tokenizer, generator)
+                    )
         (count,) = self.total([(objective.count(micro_batch),) for micro_batch in prepared])
 
         def loss_of(micro_batch: Any) -> Tensor:
@@ -215,19 +217,20 @@ class UpdateLoop:
         if not settings.weights.needs_rollouts:
             return micro_batches
         module, drawn = self.module, []
-        for micro_batch in micro_batches:
-            with self._precision():
-                experience = module.refine_step.draw(
-                    module.policy,
-                    micro_batch,
-                    settings.plan,
-                    RowRandom(module.seed, update, micro_batch.rows, purpose),
-                    self.stopwatch,
-                )
-            tally_experience(self.tally, experience, module.refine_step.advantage.group_by)
-            if self.observe is not None:
-                self.observe(experience)
-            drawn.append(_without_hidden(experience))
+        with whole(module.policy):
+            for micro_batch in micro_batches:
+                with self._precision():
+                    experience = module.refine_step.draw(
+                        module.policy,
+                        micro_batch,
+                        settings.plan,
+                        RowRandom(module.seed, update, micro_batch.rows, purpose),
+                        self.stopwatch,
+                    )
+                tally_experience(self.tally, experience, module.refine_step.advantage.group_by)
+                if self.observe is not None:
+                    self.observe(experience)
+                drawn.append(_without_hidden(experience))
         return drawn
 
     def _refine_step(self, micro_batches: Sequence[Experience | Batch], settings: Settings) -> None:

@@ -16,7 +16,9 @@ import yaml
 from command_line import run
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
+from report_runs import training_run
 
+from refine_pl.backbones import DeltaNet
 from refine_pl.cli import COMMANDS
 from refine_pl.module import RefineModule
 from refine_pl.run_log import METRICS
@@ -24,7 +26,12 @@ from refine_pl.run_log import METRICS
 ROOT = Path(__file__).parents[2]
 RECIPE = "configs/tiny_mid.yaml"
 SECTIONS = {"model", "data", "trainer", "seed_everything", "ckpt_path"}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "backbones").glob("*.md")),
+]
 LINKED = [
     *PAGES,
     ROOT / "CHANGELOG.md",
@@ -171,8 +178,19 @@ class Reader:
             path = self.folder / words[words.index("--ckpt_path") + 1]
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"state_dict": {}, "hyper_parameters": {}}
+            content["refine_pl"] = {"tokenizer": {"class_path": "refine_pl.data.Bytes"}}
+            if words[0] == "export":
+                policy = DeltaNet(9, 8, 1, num_heads=1)
+                content["state_dict"] = {f"policy.{k}": v for k, v in policy.state_dict().items()}
+                content["refine_pl"] = {"backbone": policy.config()}
             torch.save({"pytorch-lightning_version": "2.6.6", **content}, path)
-        runs = words[0] in ("fit", "validate", "bench")
+        if words[0] == "report":
+            folders = [self.folder / w for w in words[1:] if w.startswith("runs/")]
+            for folder in (f for f in folders if not f.exists()):
+                training_run(folder)
+        if words[0] == "sweep":
+            words = ["sweep", "--dry_run", *words[1:]]
+        runs = words[0] in ("fit", "validate", "test", "predict", "bench", "lm-eval")
         asks = any(w in ("--help", "--print_config") or w.endswith(".help") for w in words)
         return run(*words, *(["--print_config"] if runs and not asks else []))
 
@@ -330,7 +348,7 @@ def test_the_status_table_is_true():
     state = {
         name: status
         for cell, status in rows
-        for name in re.findall(r"`(?:refine-pl )?(\w+)`", cell)
+        for name in re.findall(r"`(?:refine-pl )?([\w-]+)`", cell)
     }
     assert {name for name, status in state.items() if status == "there"} == set(COMMANDS)
     assert not {name for name, status in state.items() if status == "planned"} & set(COMMANDS)

@@ -1,95 +1,142 @@
-"""Every file in configs/ is found, parsed and built, and run for some updates at a small size."""
+"""Every recipe in configs/ is found, parsed and built, and run for some updates at a small size."""
 
 import json
-from pathlib import Path
+import re
 
 import command_line
 import pytest
 import yaml
+from recipes import CONFIGS, OVERLAYS, PUBLISHED, model_folder, recipes, write_small
 
-from refine_pl.commands import lightning_cli
+from refine_pl.commands import evaluating, lightning_cli
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = [path.name for path in recipes()]
+TESTED = [name for name in NAMES if name.endswith("_ttt.yaml")]
+TRAINED = [name for name in NAMES if name not in TESTED]
+PUBLISHED_FAMILIES = ("dn1.3b", "gdn1.3b", "lact760m")
+TINY = ("tiny_mid", "gdn_tiny_mid", "lact_tiny_mid", "tiny_post", "tiny_ttt")
+ADAM = {"lr": 1e-6, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
+
+# By phase: batch, mini-batch, length, weights and rewards.
+PAPER = {
+    "mid": (128, 32, 16384, (1.0, 0.2), {"EmbeddingSimilarity"}),
+    "post": (64, 16, 8160, (1.0, 0.2), {"EmbeddingSimilarity", "ExactMatch"}),
+    "ttt": (8, 4, 16352, (1.0, 0.4), {"ExactMatch"}),
+}
 
 
-def recipes(folder):
-    return sorted(folder.rglob("*.yaml"))
+def read(name):
+    return yaml.safe_load((CONFIGS / name).read_text())
 
 
-def names(folder):
-    return [str(path.relative_to(folder)) for path in recipes(folder)]
+def loaded(name):
+    """The published model that a recipe names, if it does."""
+    found = re.search(r"^ +path_or_name: (\S+)", (CONFIGS / name).read_text(), re.MULTILINE)
+    return found and found[1]
 
 
-def build(path, monkeypatch):
+def command_of(name):
+    return "test" if name.endswith("_ttt.yaml") else "fit"
+
+
+def build(path, monkeypatch, *options):
     """Parse and make everything, without running it."""
     made = []
-    monkeypatch.setattr(
-        lightning_cli.RefineCLI, "_run_subcommand", lambda self, _: made.append(self)
-    )
-    outcome = command_line.run("fit", "--config", path)
+    for cli in (lightning_cli.RefineCLI, evaluating.EvaluationCLI):
+        monkeypatch.setattr(cli, "_run_subcommand", lambda self, _: made.append(self))
+    outcome = command_line.run(command_of(path.name), "--config", path, *options)
     return outcome, made
 
 
-def shrunk(config, folder):
-    """The recipe with small sizes: its parts, phases and callbacks stay."""
-    config["trainer"]["accelerator"] = "cpu"
-    config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("PhaseSchedule"):
-            for phase in callback["init_args"]["phases"]:
-                phase["iterations"] = 2
-        if callback["class_path"].endswith("RolloutRecorder"):
-            callback["init_args"]["every_n_iterations"] = 1
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2}
-    config["model"]["backbone"]["init_args"] |= sizes
-    config["model"] |= {"num_segments": 2, "minibatch_size": 2, "microbatch_size": 1}
-    config["data"]["init_args"] |= {
-        "sequence_length": 160,
-        "min_tokens": 100,
-        "batch_size": 4,
-        "num_validation_documents": 2,
-        "corpus": {"class_path": "refine_pl.data.Files", "init_args": {"paths": "docs/*.txt"}},
-        "cache_dir": str(folder / "cache"),
-    }
-    return config
-
-
 def test_all_are_found():
-    found = names(CONFIGS)
-    assert len(found) == len(set(found)) == len(list(CONFIGS.rglob("*.y*ml")))
-    assert "tiny_mid.yaml" in found
-    assert len(found) >= 2
+    assert len(NAMES) == len(set(NAMES)) >= 15
+    expected = {f"{family}_{phase}.yaml" for family in PUBLISHED_FAMILIES for phase in PAPER}
+    assert expected | {f"{name}.yaml" for name in TINY} <= set(NAMES)
+    assert {name for name in NAMES if loaded(name)} == expected
+    everything = {path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.y*ml")}
+    overlays = {path for path in everything if path.parts[0] in OVERLAYS}
+    assert {str(path) for path in everything - overlays} == set(NAMES)
 
 
-@pytest.mark.parametrize("name", names(CONFIGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_parsed_and_built(name, monkeypatch, tmp_path):
+    """As it is, but for published weights: a small model of the same kind is in their place."""
     monkeypatch.chdir(tmp_path)
-    outcome, made = build(CONFIGS / name, monkeypatch)
+    published = loaded(name)
+    options = []
+    if published:
+        options = ["--model.backbone.path_or_name", model_folder(published, tmp_path)]
+    elif "backbone" not in read(name)["model"]:
+        published = "fla-hub/delta_net-1.3B-100B"
+        options = ["--model.pretrained", model_folder(published, tmp_path)]
+    outcome, made = build(CONFIGS / name, monkeypatch, *options)
     assert outcome.code == 0, outcome.stderr
-    assert len(made) == 1
-    assert sum(p.numel() for p in made[0].model.policy.parameters()) > 100_000
-    assert not list(tmp_path.iterdir())
+    (cli,) = made
+    policy = cli.model.policy
+    if published:
+        assert type(policy) is PUBLISHED[published][0]
+        assert policy.activation_checkpointing == bool(loaded(name))
+        assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    else:
+        assert sum(p.numel() for p in policy.parameters()) > 100_000
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header(name):
+    """What it is, the command, what it needs, and which results it is for."""
+    lines = (CONFIGS / name).read_text().splitlines()
+    header = "\n".join(lines[: lines.index("")])
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert f"refine-pl {command_of(name)} --config configs/{name}" in header
+    assert "Needs" in header
+    if loaded(name):
+        assert "paper" in header
+        assert "Memory" in header
+    for mentioned in re.findall(r"configs/[\w./]+\.yaml", header):
+        assert (CONFIGS.parent / mentioned).is_file(), mentioned
+
+
+@pytest.mark.parametrize("phase", PAPER)
+def test_published_hyper_parameters(phase):
+    """Those of the method's third section."""
+    batch_size, minibatch_size, length, weights, rewards = PAPER[phase]
+    for family in PUBLISHED_FAMILIES:
+        config = read(f"{family}_{phase}.yaml")
+        model, data = config["model"], config["data"]["init_args"]
+        assert config["trainer"]["precision"] == "bf16-mixed"
+        assert model["optimizer"]["init_args"] == ADAM
+        plan = ("num_segments", "rollouts_per_position", "rollout_length")
+        assert [model[key] for key in plan] == [8, 1, 5]
+        assert (model["ntp_weight"], model["policy_weight"]) == weights
+        assert {r["class_path"].rpartition(".")[2] for r in model["rewards"].values()} == rewards
+        assert (data["batch_size"], model["minibatch_size"]) == (batch_size, minibatch_size)
+        assert data.get("sequence_length", data.get("max_prompt_tokens")) == length
+        assert model["gradient_clip"] == 1.0
+        assert model["microbatch_size"] == 1
 
 
 def test_a_spoilt_recipe_would_be_noticed(monkeypatch, tmp_path):
     text = (CONFIGS / "tiny_mid.yaml").read_text().replace("num_segments:", "num_segmants:")
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "spoilt.yaml").write_text(text)
-    assert names(tmp_path) == ["deep/spoilt.yaml"]
-    outcome, made = build(tmp_path / "deep" / "spoilt.yaml", monkeypatch)
+    (tmp_path / "spoilt.yaml").write_text(text)
+    assert recipes(tmp_path) == [tmp_path / "spoilt.yaml"]
+    outcome, made = build(tmp_path / "spoilt.yaml", monkeypatch)
     assert outcome.code == 2
     assert not made
     assert "num_segments" in outcome.stderr
 
 
-@pytest.mark.parametrize("name", names(CONFIGS))
-def test_recipe_runs(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    command_line.write_documents(tmp_path / "docs", number=12, length=400)
-    config = shrunk(yaml.safe_load((CONFIGS / name).read_text()), tmp_path)
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    outcome = command_line.run("fit", "--config", tmp_path / "small.yaml")
+def run_small(name, folder, *options):
+    path = write_small(CONFIGS / name, folder)
+    outcome = command_line.run(command_of(name), "--config", path, *options)
     assert outcome.code == 0, outcome.stderr
+    return outcome
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_runs(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_small(name, tmp_path)
     (run,) = (tmp_path / "runs").glob("*/version_0")
     assert (run / "config.yaml").exists()
     assert list(run.glob("checkpoints/last.ckpt"))
@@ -97,3 +144,21 @@ def test_recipe_runs(name, monkeypatch, tmp_path):
     rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert rollouts
     assert str(run.relative_to(tmp_path)) in outcome.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_test_time_training_runs(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = []
+    if not loaded(name):
+        run_small("tiny_post.yaml", tmp_path)
+        (checkpoint,) = tmp_path.rglob("last.ckpt")
+        options = ["--ckpt_path", checkpoint]
+    run_small(name, tmp_path, *options)
+    (run,) = (tmp_path / "runs" / "test").glob("*/version_0")
+    assert run.parent.name == name.removesuffix(".yaml")
+    answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 8
+    card = json.loads((run / "card.json").read_text())
+    assert card["test_time_training"]["policy_weight"] == 0.4
+    assert json.loads((run / "scores.json").read_text())["rows"] == 8

@@ -152,7 +152,7 @@ def test_runs_and_what_differs_between_them(whole):
 
 def test_validations_before_and_after(whole):
     text = whole[3].text("validation")
-    assert "held-out documents before after warm-up after refine" in text
+    assert "held out before after warm-up after refine" in text
     assert "iteration 2" not in text  # inside a phase
     assert "next-token loss, nats per token 5.5000 5.8000 6.1000" in text
     assert "exact match of rollout tokens 2.00% 32.00% 62.00%" in text

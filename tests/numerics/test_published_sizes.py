@@ -129,3 +129,10 @@ def test_gated_delta_net(num_v_heads, value_heads):
         "o_norm.weight": (512,),
     }
     assert shapes(policy) == outside(2048, 21, 5632) | inside(mixer, 21)
+
+
+def test_gated_delta_net_1_5b():
+    """The published checkpoint that the recipes name."""
+    fields = {"hidden_size": 2048, "num_hidden_layers": 24, "num_heads": 8, "head_dim": 256}
+    policy = build(GatedDeltaNet, fields | {"expand_v": 1})
+    assert sum(p.numel() for p in policy.parameters()) == 1_466_343_808

@@ -220,7 +220,7 @@ def test_a_rule_of_ones_own(tasks, tmp_path, monkeypatch):
     ("call", "message"),
     [
         (lambda: score("qaspr", "a", ["a"]), "no rule scores the task 'qaspr'; did you mean 'qas"),
-        (lambda: score("", "a", ["a"]), "way out: .*register"),
+        (lambda: score("", "a", ["a"]), "way out: .*data.rules"),
         (lambda: score("qasper", "a", []), "without references"),
         (lambda: score("qasper", "a", "a"), "a list of texts, not one text"),
         (lambda: score("qasper", None, ["a"]), "a response is text, not NoneType"),

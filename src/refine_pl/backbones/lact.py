@@ -116,6 +116,8 @@ class LaCT(StackedLM):
         activation_checkpointing: bool = False,
     ) -> None:
         fields = {k: v for k, v in locals().items() if k not in _NOT_PUBLISHED}
+        if newton_schulz_dtype == "bfloat16":
+            del fields["newton_schulz_dtype"]  # no published field
         require("hidden_act", hidden_act, ("swish", "silu"), "the MLP is a SwiGLU")
         require("lr_parameterization", lr_parameterization, ("mamba",), "no other one is known")
         require("ttt_loss_type", ttt_loss_type, ("dot_product",), "no other one is known")

@@ -139,6 +139,8 @@ class LaCTMixer(Mixer):
         if state is not None and plain and layout.length < SHORT:
             seen, output, after = self._continue(main, state, initial)
         else:
+            # The trail outlives this forward, and sharded weights are whole only inside of it.
+            initial = initial.map(torch.clone) if state is None else initial
             seen, seen_trail = window_attention(
                 main.q, main.k, main.v, self.window, None if state is None else state.seen
             )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from refine_kernels.backends import Backend
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.errors import CheckpointError, nearest
+from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
+from refine_pl.errors import CheckpointError, ConfigError, nearest
 
 # model_type: where the class is
 CLASSES = {
@@ -37,7 +39,9 @@ _BOOKKEEPING = {
     "torch_dtype",
     "transformers_version",
 }
-_SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
+
+# Weights that earlier published code kept and never used.
+_UNUSED = {"gated_deltanet": r"model\.layers\.\d+\.attn\.D"}
 
 
 def load_pretrained(
@@ -49,28 +53,32 @@ def load_pretrained(
     """A model with published weights, in float32.
 
     Args:
-        path_or_name: a folder with ``config.json`` and weights, or a name on the hub.
+        path_or_name: a folder with ``config.json`` and weights; or a name on the hub,
+            ``owner/model``, or ``owner/model/folder`` where a repository holds several models.
         revision: branch, tag or commit on the hub.
         activation_checkpointing: keep only each block's input for the backward pass.
-        backend: of the recurrence.
+        backend: of the recurrence, for models that have a choice.
 
     Raises:
         CheckpointError: nothing there, another kind of model, options or weights that do not fit.
+        ConfigError: the model has no such backend.
     """
-    folder = _folder(path_or_name, revision)
-    config = _read_json(folder / "config.json")
-    policy = build(
-        config,
-        folder / "config.json",
-        activation_checkpointing=activation_checkpointing,
-        backend=backend,
-    )
-    weights = {name: tensor.float() for name, tensor in _read_weights(folder).items()}
-    if getattr(policy, "tied", False):
-        weights.setdefault("lm_head.weight", weights.get("model.embeddings.weight", Tensor()))
+    folder = find_folder(path_or_name, revision)
+    config = read_json(folder / CONFIG)
+    options: dict[str, Any] = {"activation_checkpointing": activation_checkpointing}
+    cls = model_class(config, folder / CONFIG)
+    if "backend" in inspect.signature(cls).parameters:
+        options["backend"] = backend
+    elif backend != "auto":
+        raise ConfigError(f"{cls.__name__} has no backend {backend!r}", allowed="auto")
+    policy = build(config, folder / CONFIG, **options)
+    weights = {name: tensor.float() for name, tensor in read_weights(folder).items()}
+    weights = _without_unused(weights, config["model_type"], folder)
+    if policy.tied:
+        _tie(weights, folder)
     check_weights(policy, weights, folder)
     policy.load_state_dict(weights, assign=True)
-    if getattr(policy, "tied", False):
+    if policy.tied:
         policy.tie()
     return policy.requires_grad_(True)
 
@@ -87,9 +95,14 @@ def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> Any:
         CheckpointError: another kind of model, or options that it does not have.
     """
     cls = model_class(config, where)
-    fields = _options(cls, config, where)
-    with torch.device("meta"):  # no random weights are drawn, no memory is taken twice
-        return cls(**fields, **options)
+    fields = class_fields(config, where)
+    try:
+        with torch.device("meta"):  # no random weights are drawn, no memory is taken twice
+            return cls(**fields, **options)
+    except ConfigError as error:
+        raise CheckpointError(
+            error.what, where=str(where), allowed=error.allowed, way_out=error.way_out
+        ) from error
 
 
 def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
@@ -108,7 +121,7 @@ def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
     from huggingface_hub import save_torch_state_dict
 
     folder = Path(folder)
-    if (folder / "config.json").exists():
+    if (folder / CONFIG).exists():
         raise CheckpointError(
             f"{folder} already holds a model",
             allowed="a folder without config.json",
@@ -122,7 +135,7 @@ def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
     # Weights first: a folder with config.json is complete.
     save_torch_state_dict(weights, folder)
     config = {**policy.config(), "torch_dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -160,7 +173,7 @@ def check_weights(policy: FastWeightLM, weights: Mapping[str, Tensor], where: Pa
         if name in weights and weights[name].shape != tensor.shape
     ]
     problems = [
-        f"{len(names)} {kind}: {_some(names)}"
+        f"{len(names)} {kind}: {some(names)}"
         for kind, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -177,52 +190,13 @@ def check_weights(policy: FastWeightLM, weights: Mapping[str, Tensor], where: Pa
         )
 
 
-def _some(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """The arguments that a configuration gives to its class; what that does not know must be off.
 
-
-def _folder(path_or_name: str, revision: str | None) -> Path:
-    folder = Path(path_or_name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or path_or_name.startswith((".", "/", "~")) or path_or_name.count("/") > 1:
-        raise CheckpointError(
-            f"{path_or_name} is no folder",
-            allowed="a folder with config.json and weights, or a name on the hub (owner/model)",
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*"]
-    try:
-        return Path(snapshot_download(path_or_name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{path_or_name} is neither a folder here nor to be had from the hub",
-            where=str(error).splitlines()[0][:200],
-            allowed="a folder with config.json and weights, or a name on the hub (owner/model)",
-            way_out="download it first, and give the folder",
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"there is no {path.name} in {path.parent}",
-            allowed="a folder as the hub holds it: config.json and model.safetensors",
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no mapping but a {type(value).__name__}")
-    return value
-
-
-def _options(cls: Any, config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """The fields that the class takes; what it does not know must have no effect."""
+    Raises:
+        CheckpointError: an option is on that the class does not know.
+    """
+    cls = model_class(config, where)
     known = set(inspect.signature(cls).parameters)
     options = {name: value for name, value in config.items() if name in known}
     idle: list[str] = []
@@ -249,61 +223,25 @@ def _options(cls: Any, config: Mapping[str, Any], where: Path | str) -> dict[str
     return options
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, whichever way they are stored."""
-    for name, read in ((_SAFETENSORS, _read_safetensors), (_BIN, _read_bin)):
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            shards = _read_json(index).get("weight_map", {})
-            return _read_shards(folder, shards, read, index)
-        if (folder / name).exists():
-            return read(folder / name)
-    raise CheckpointError(
-        f"there are no weights in {folder}",
-        allowed=f"{_SAFETENSORS} or {_BIN}, in one file or with an index of shards",
-    )
+def _without_unused(weights: dict[str, Tensor], kind: str, where: Path | str) -> dict[str, Tensor]:
+    pattern = _UNUSED.get(kind)
+    unused = [name for name in weights if pattern and re.fullmatch(pattern, name)]
+    if unused:
+        warnings.warn(
+            f"{where}: left out {some(unused)}, which no version of the model uses", stacklevel=3
+        )
+    return {name: tensor for name, tensor in weights.items() if name not in unused}
 
 
-def _read_shards(
-    folder: Path, weight_map: Mapping[str, str], read: Any, index: Path
-) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for file in dict.fromkeys(weight_map.values()):
-        if not (folder / file).exists():
-            raise CheckpointError(f"the shard {file} is missing", where=str(index))
-        weights |= read(folder / file)
-    absent = [name for name in weight_map if name not in weights]
-    if absent:
-        raise CheckpointError(f"the shards lack {_some(absent)}", where=str(index))
-    return weights
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
+def _tie(weights: dict[str, Tensor], where: Path | str) -> None:
+    """Give the head the embeddings; a stored head must be the same."""
+    embeddings = weights.get("model.embeddings.weight")
+    if embeddings is None:
+        return
+    head = weights.setdefault("lm_head.weight", embeddings)
+    if head.shape != embeddings.shape or not torch.equal(head, embeddings):
         raise CheckpointError(
-            f"{path} is truncated or corrupt: {error}", way_out="download the file again"
-        ) from error
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # zip, pickle and storage errors have no common class
-        raise CheckpointError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0][:200]}",
-            allowed="tensors only; pickled code is never run",
-            way_out="convert it to safetensors",
-        ) from error
-    if not _is_state_dict(value):
-        raise CheckpointError(f"{path} holds no state dictionary")
-    return value
-
-
-def _is_state_dict(value: Any) -> bool:
-    items: Iterable = value.items() if isinstance(value, Mapping) else [(None, None)]
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items)
+            "tie_word_embeddings is true, but lm_head.weight is not model.embeddings.weight",
+            where=str(where),
+            way_out="set tie_word_embeddings to false in config.json if the head is its own",
+        )

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from refine_pl.callbacks.answering_progress import AnsweringProgress
 from refine_pl.callbacks.phases import PhaseCallback
 from refine_pl.callbacks.schedule import find_schedule
 from refine_pl.module import RefineModule
@@ -34,7 +35,7 @@ LABEL_WIDTH = 12  # so that the bars stay in place when the phase changes
 
 
 class ProgressBar(lightning_callbacks.ProgressBar):
-    """Shows phase, iteration, loss, reward and tokens/s.
+    """Shows phase, iteration, loss, reward and tokens/s; in ``test`` and ``predict`` rows.
 
     Args:
         line_every_s: where the output is not a terminal, a line is printed this often.
@@ -48,6 +49,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         self._bar: Progress | None = None
         self._train_task: TaskID | None = None
         self._validation_task: TaskID | None = None
+        self._answering: AnsweringProgress | None = None
         self._total: int | None = None
         self._line_at = self._started_at = 0.0
         self._first_iteration = 0
@@ -67,7 +69,8 @@ class ProgressBar(lightning_callbacks.ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print a message without breaking the bar."""
-        console = self._bar.console if self._bar else self._console
+        bar = self._answering.bar if self._answering else self._bar
+        console = bar.console if bar else self._console
         console.print(*(str(arg) for arg in args), markup=False, soft_wrap=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +120,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
     ) -> None:
         """Give the terminal back before the error is shown."""
         self._stop_bar()
+        self._stop_answering()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show a second bar."""
@@ -148,6 +152,61 @@ class ProgressBar(lightning_callbacks.ProgressBar):
             self._validation_task = None
             if self._train_task is None:
                 self._stop_bar()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show how many rows are answered."""
+        data = getattr(trainer, "datamodule", None)
+        rows = getattr(data, "task_rows", None)
+        if self._enabled and rows is not None:
+            self._answering = AnsweringProgress(
+                self._console,
+                len(rows) - len(getattr(data, "skip", ())),
+                trainer.world_size,
+                self.line_every_s,
+                self.print,
+            )
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        if self._answering is not None:
+            self._answering.advance(len(outputs), sum(answer.num_tokens for answer in outputs))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the bar as it is."""
+        self._stop_answering()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As in ``test``."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As in ``test``."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As in ``test``."""
+        self._stop_answering()
+
+    def _stop_answering(self) -> None:
+        if self._answering is not None:
+            self._answering.stop()
+        self._answering = None
 
     def _start_bar(self) -> None:
         self._bar = Progress(
@@ -209,5 +268,7 @@ def total_iterations(trainer: Trainer, module: RefineModule) -> int | None:
         limits.append(int(trainer.max_epochs or 0) * int(trainer.num_training_batches))
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if trainer.max_steps > 0 and isinstance(batch_size, int):
-        limits.append(-(-trainer.max_steps // (batch_size // module.minibatch_size)))
+        updates = module.updates_per_batch(batch_size)
+        if updates is not None:
+            limits.append(-(-trainer.max_steps // updates))
     return min(limits, default=None)

@@ -19,6 +19,9 @@ ROWS = (
     ("val/ntp_loss", "NTP loss, nats per token", "{:.4f}"),
     ("val/accuracy", "accuracy, most likely token", "{:.2%}"),
     ("val/exact_match", "exact match of rollout tokens", "{:.2%}"),
+    ("val/sft_loss", "loss of answers, nats per token", "{:.4f}"),
+    ("val/answer_accuracy", "accuracy of answer tokens", "{:.2%}"),
+    ("val/score", "score of own answers", "{:.2%}"),
     ("val/reward", "reward of rollouts", "{:.4f}"),
 )
 PART = "val/reward_"
@@ -82,7 +85,7 @@ def summary_table(entries: list[dict[str, Any]]) -> Table:
     named = [entry for entry in entries if entry["label"]]
     columns = named or [entries[0], *entries[1:][-1:]]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("held-out documents")
+    table.add_column("held out")
     for entry in columns:
         table.add_column(entry["label"] or f"iteration {entry['iteration']}", justify="right")
     parts = sorted({name for entry in columns for name in entry["metrics"] if PART in name})

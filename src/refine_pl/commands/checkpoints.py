@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 import zipfile
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 
+from refine_pl.backbones.pretrained import class_fields, model_class
+from refine_pl.commands.config_classes import public_path
 from refine_pl.commands.config_schema import Setting, parser_schema
 from refine_pl.errors import CheckpointError, nearest
 
@@ -65,11 +69,20 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
     return content
 
 
-def use_as_defaults(checkpoint: Mapping[str, Any], parser: ArgumentParser) -> list[str]:
+def use_as_defaults(
+    checkpoint: Mapping[str, Any], parser: ArgumentParser, pretrained: bool = False
+) -> list[str]:
     """Make the checkpoint's hyper-parameters the defaults of ``parser``.
 
     So what a configuration file or the command line gives beats the checkpoint, and what neither
-    gives is as it was when the checkpoint was written.
+    gives is as it was when the checkpoint was written. A model that was loaded is made from its
+    configuration instead, so that the folder it came from is not needed again.
+
+    Args:
+        checkpoint: as :func:`read_checkpoint` reads it.
+        parser: of the subcommand.
+        pretrained: the user gives ``model.pretrained``: the checkpoint's backbone is then no
+            default.
 
     Returns:
         Hyper-parameters that this version does not know, which are left out.
@@ -77,7 +90,9 @@ def use_as_defaults(checkpoint: Mapping[str, Any], parser: ArgumentParser) -> li
     Raises:
         CheckpointError: one names a class that cannot be imported.
     """
-    hparams = dict(checkpoint.get("hyper_parameters") or {})
+    hparams = _with_a_made_backbone(checkpoint)
+    if pretrained:
+        hparams.pop("backbone", None)
     model = parser_schema(parser)["model"]
     assert not isinstance(model, Setting)
     unknown = []
@@ -97,6 +112,24 @@ def use_as_defaults(checkpoint: Mapping[str, Any], parser: ArgumentParser) -> li
     return unknown
 
 
+def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters, with a backbone of a class in the place of one that was loaded."""
+    hparams = dict(checkpoint.get("hyper_parameters") or {})
+    config = (checkpoint.get("refine_pl") or {}).get("backbone")
+    given = hparams.get("backbone") or {}
+    loaded = str(given.get("class_path", "")).endswith(".load_pretrained")
+    if config is None or not (loaded or hparams.get("pretrained")):
+        return hparams
+    cls = model_class(config, "the checkpoint")
+    fields = class_fields(config, "the checkpoint")
+    for name, value in dict(given.get("init_args") or {}).items():
+        if loaded and name in inspect.signature(cls).parameters:
+            fields[name] = value
+    hparams["backbone"] = {"class_path": public_path(cls), "init_args": fields}
+    hparams["pretrained"] = None
+    return hparams
+
+
 def _absent(file: Path) -> CheckpointError:
     folder = file.parent
     siblings = [p.name for p in folder.glob("*.ckpt")] if folder.is_dir() else []
@@ -108,3 +141,31 @@ def _absent(file: Path) -> CheckpointError:
     else:
         way_out = f"there is no folder {folder} either"
     return CheckpointError(f"there is no checkpoint {file}", where="--ckpt_path", way_out=way_out)
+
+
+def tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """The tokenizer that a run read its data with, as ``class_path`` and ``init_args``.
+
+    Args:
+        checkpoint: of the run.
+        path: where it is; ``config.yaml`` of the run is looked for in the folders around it if the
+            checkpoint itself does not name the tokenizer.
+    """
+    found = (checkpoint.get("refine_pl") or {}).get("tokenizer")
+    if found is not None:
+        return dict(found)
+    for folder in path.resolve().parents:
+        file = folder / "config.yaml"
+        if file.is_file():
+            return _first_tokenizer(yaml.safe_load(file.read_text(encoding="utf-8")).get("data"))
+    return None
+
+
+def _first_tokenizer(part: Any) -> dict[str, Any] | None:
+    """The first ``tokenizer`` below a part of a configuration; all sources of a run share one."""
+    if not isinstance(part, Mapping):
+        return None
+    found = part.get("tokenizer")
+    if isinstance(found, Mapping) and "class_path" in found:
+        return dict(found)
+    return next((t for inner in part.values() if (t := _first_tokenizer(inner))), None)

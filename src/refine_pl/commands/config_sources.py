@@ -89,9 +89,21 @@ def read_file(path: str | os.PathLike[str], base: Key = ()) -> Source:
 
 
 def last_value(sources: Sequence[Source], key: str) -> Any:
-    """What the last of ``sources`` that sets the top-level ``key`` sets it to, or None."""
-    values = [source.values[key] for source in sources if key in source.values]
+    """What the last of ``sources`` that sets the dotted ``key`` sets it to, or None."""
+    values = [value for source in sources for value in _values(source.values, key, source)]
     return values[-1] if values else None
+
+
+def _values(values: Any, key: str, source: Source) -> Iterator[Any]:
+    """Every value of ``key`` below ``values``; a group may be the name of a file that holds it."""
+    if isinstance(values, str) and values.endswith((".yaml", ".yml", ".json")):
+        file = (Path() if source.on_command_line else Path(source.name).parent) / values
+        values = read_file(file).values if file.is_file() else {}
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name == key:
+            yield value
+        elif key.startswith(f"{name}."):
+            yield from _values(value, key.removeprefix(f"{name}."), source)
 
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from refine_pl.backbones import FastWeightLM
 from refine_pl.backbones.pretrained import build, check_weights, save_pretrained
-from refine_pl.commands.checkpoints import read_checkpoint
+from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
 from refine_pl.data.tokenizers import HubTokenizer
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         args = parser.parse_args(argv)
     except Exception as error:
         raise explain(error, parser, read_sources(argv)) from error
-    tokenizer = args.tokenizer or _tokenizer_of_run(Path(args.ckpt_path))
+    tokenizer = args.tokenizer or _tokenizer_of_run(args.ckpt_path)
     files = export(args.ckpt_path, args.out, tokenizer)
     sys.stdout.write(f"{args.out}: {', '.join(files)}\n")
     if tokenizer is None:
@@ -68,6 +68,29 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
     Raises:
         UserError: as for :func:`main`.
     """
+    policy = read_policy(ckpt_path)
+    loaded = HubTokenizer(tokenizer) if tokenizer is not None else None
+    if loaded is not None and loaded.vocab_size > policy.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer {tokenizer} has {loaded.vocab_size:,} tokens, the model "
+            f"{policy.vocab_size:,}",
+            where="--tokenizer",
+        )
+    files = save_pretrained(policy, out)
+    if loaded is not None:
+        files = sorted({*files, *loaded.save(out)})
+    return files
+
+
+def read_policy(ckpt_path: str) -> FastWeightLM:
+    """The model of a training checkpoint.
+
+    Args:
+        ckpt_path: a checkpoint file or folder.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not say what its model is.
+    """
     checkpoint = read_checkpoint(ckpt_path)
     config = checkpoint.get("refine_pl", {}).get("backbone")
     if config is None:
@@ -76,21 +99,14 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
             where="--ckpt_path",
             allowed="a checkpoint written by `refine-pl fit`",
         )
-    loaded = HubTokenizer(tokenizer) if tokenizer is not None else None
-    if loaded is not None and loaded.vocab_size > config["vocab_size"]:
-        raise CheckpointError(
-            f"the tokenizer {tokenizer} has {loaded.vocab_size:,} tokens, the model "
-            f"{config['vocab_size']:,}",
-            where="--tokenizer",
-        )
     weights = _weights(checkpoint, Path(ckpt_path))
     policy = build(config, ckpt_path)
     check_weights(policy, weights, ckpt_path)
     policy.load_state_dict(weights, assign=True)
-    files = save_pretrained(policy, out)
-    if loaded is not None:
-        files = sorted({*files, *loaded.save(out)})
-    return files
+    if policy.tied:
+        policy.tie()
+    read: FastWeightLM = policy
+    return read
 
 
 def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -116,12 +132,8 @@ def _policy_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
 
 
-def _tokenizer_of_run(ckpt_path: Path) -> str | None:
-    """The name of the tokenizer in the configuration that was saved with the run."""
-    for folder in ckpt_path.resolve().parents:
-        file = folder / "config.yaml"
-        if file.is_file():
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
-            spec = config.get("data", {}).get("init_args", {}).get("tokenizer", {})
-            return (spec.get("init_args") or {}).get("name")
-    return None
+def _tokenizer_of_run(ckpt_path: str) -> str | None:
+    """The folder or name of the run's tokenizer, if it is one that can be published."""
+    spec = tokenizer_of(read_checkpoint(ckpt_path), Path(ckpt_path))
+    name: str | None = ((spec or {}).get("init_args") or {}).get("name")
+    return name

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,9 +22,10 @@ from refine_pl.commands.checkpoints import (
     use_as_defaults,
 )
 from refine_pl.commands.config_errors import explain, refuse_nulls
-from refine_pl.commands.config_sources import last_value, read_sources
+from refine_pl.commands.config_sources import Source, last_value, read_sources
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.module import RefineModule
+from refine_pl.parts import build_part, check_one_is_given
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
 A second --config is merged key by key, but dicts and lists (model.rewards, trainer.callbacks) are
@@ -47,11 +48,12 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
     """Run one subcommand.
 
     Args:
         argv: the name of a method of the trainer, and its options.
+        cli: what parses and runs it.
 
     Raises:
         UserError: something that the user gave cannot be used.
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     # Every run has a folder of its own, so a resumed one always saves elsewhere.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-    RefineCLI(argv)
+    (cli or RefineCLI)(argv)
     return 0
 
 
@@ -97,6 +99,9 @@ class RefineCLI(LightningCLI):
         argv: the name of the subcommand and its options.
     """
 
+    own_trainer_defaults = _TRAINER_DEFAULTS
+    description = _HELP
+
     def __init__(self, argv: Sequence[str]) -> None:
         self._name = argv[0]
         super().__init__(
@@ -104,14 +109,14 @@ class RefineCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_data=True,
             save_config_callback=SaveConfigOnce,
-            trainer_defaults=dict(_TRAINER_DEFAULTS),
+            trainer_defaults=dict(self.own_trainer_defaults),
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={
                 "prog": "refine-pl",
                 "exit_on_error": False,
                 "allow_abbrev": False,  # --model.num_seg would silently be taken
-                argv[0]: {"description": _HELP},
+                argv[0]: {"description": self.description},
             },
             args=list(argv),
         )
@@ -128,26 +133,49 @@ class RefineCLI(LightningCLI):
         """
         subparser = self._parser(args[0])
         sources = read_sources(args[1:])
-        self._read_checkpoint(
-            subparser, last_value(sources, "ckpt_path"), last_value(sources, "weights_only")
-        )
+        checkpoint = self._read_checkpoint(subparser, sources)
+        if not any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args):
+            before, behind = self.completion(sources, checkpoint)
+            args = [args[0], *before, *args[1:], *behind]
+            sources = read_sources(args[1:])
         try:
             self.config = parser.parse_args(args)
         except Exception as error:
             raise explain(error, subparser, sources) from error
         refuse_nulls(subparser, sources)
+        model = self.config[self._name].model
+        backbone = None if model.backbone is None else model.backbone.class_path
+        check_one_is_given(backbone, model.pretrained)  # before models are made, which takes long
 
-    def _read_checkpoint(self, parser: ArgumentParser, path: Any, weights_only: Any) -> None:
+    def completion(
+        self, sources: Sequence[Source], checkpoint: Mapping[str, Any] | None
+    ) -> tuple[list[str], list[str]]:
+        """Options that stand for what the user left out, before and behind those given; none here.
+
+        Args:
+            sources: where settings were given.
+            checkpoint: what ``--ckpt_path`` names, if it is given.
+        """
+        return [], []
+
+    def _read_checkpoint(
+        self, parser: ArgumentParser, sources: Sequence[Source]
+    ) -> dict[str, Any] | None:
+        path = last_value(sources, "ckpt_path")
         if not isinstance(path, str) or path in LOOKED_UP_BY_THE_TRAINER:
-            return
-        checkpoint = read_checkpoint(path, weights_only=weights_only is not False)
-        unknown = use_as_defaults(checkpoint, parser)
+            return None
+        checkpoint = read_checkpoint(
+            path, weights_only=last_value(sources, "weights_only") is not False
+        )
+        pretrained = last_value(sources, "model.pretrained") is not None
+        unknown = use_as_defaults(checkpoint, parser, pretrained)
         if unknown:
             warnings.warn(
                 f"hyper-parameters of {path} that this version does not know are left out: "
                 + ", ".join(unknown),
                 stacklevel=2,
             )
+        return checkpoint
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint beat the configuration here."""
@@ -169,11 +197,22 @@ class RefineCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callback that an exact resume needs."""
-        given = self._get(self.config_init, "trainer")["callbacks"] or []
-        if not any(isinstance(callback, RandomState) for callback in given):
-            self.trainer_defaults["callbacks"] = [RandomState()]
+        """The trainer, with the callbacks that every run needs."""
+        settings = self._get(self.config_init, "trainer")
+        if isinstance(settings["strategy"], str) and "." in settings["strategy"]:
+            # A class without arguments: the parser takes its name for that of a registered one.
+            settings["strategy"] = build_part({"class_path": settings["strategy"]})
+        given = settings["callbacks"] or []
+        self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
         return super().instantiate_trainer(**kwargs)
+
+    def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
+        """Those to add to the ``given`` ones: here the one that an exact resume needs."""
+        return [] if any(isinstance(c, RandomState) for c in given) else [RandomState()]
+
+    def interruption(self) -> str:
+        """What to say when the run was interrupted: what is left of it, and how to go on."""
+        return _last_checkpoint(self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -190,7 +229,7 @@ class RefineCLI(LightningCLI):
         except SystemExit as stop:
             # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
             if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt(_last_checkpoint(self.trainer)) from None
+                raise KeyboardInterrupt(self.interruption()) from None
             raise
 
 

@@ -72,7 +72,8 @@ class BatchOrder(DistributedSampler[BatchKey]):
 
     def __len__(self) -> int:
         full, rest = divmod(self.num_rows, self.batch_size)
-        return full if self.training or not rest else full + 1
+        # The rows of an incomplete last batch may not reach to this rank.
+        return full if self.training or self.rank >= rest else full + 1
 
     def __iter__(self) -> Iterator[BatchKey]:
         return self._batches(self.epoch, self.start)

@@ -117,7 +117,7 @@ def rule_of(task: str) -> Rule:
     raise ConfigError(
         f"no rule scores the task {task!r}" + (f"; did you mean {near!r}?" if near else ""),
         allowed=", ".join(sorted(TASK_RULES)) + ", niah_*",
-        way_out=f"refine_pl.evaluation.register({task!r}, 'f1'), or another rule",
+        way_out=f"data.rules: {{{task}: f1}}, or another rule, or a function of your own",
     )
 
 

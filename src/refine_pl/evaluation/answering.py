@@ -1,0 +1,171 @@
+"""How a model answers the rows of tasks: decoding, budgets and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from refine_pl.backbones.base import FastWeightLM
+from refine_pl.errors import ConfigError
+from refine_pl.evaluation.decoding import greedy, sampling
+from refine_pl.evaluation.generation import Choose, continue_prompts
+from refine_pl.evaluation.stops import stop_at, stop_of
+from refine_pl.randomness import RowRandom
+from refine_pl.task_records import Answer, TaskBatch
+
+
+class Decoder(Protocol):
+    """What answering needs of a tokenizer."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, or None."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+
+
+class Answering:
+    """Answers prompts from their states, all prompts of a batch together.
+
+    A row's answer ends at the end of text, before a stop string, or with its budget. It does not
+    depend on the other rows of its batch.
+
+    Args:
+        decoding: ``greedy`` takes the most likely token, ``sample`` draws one from the row's own
+            stream of random numbers.
+        temperature: of ``sample``; 1 if left out.
+        top_k: of ``sample``: only so many most likely tokens; all if left out.
+        top_p: of ``sample``: only the most likely tokens that together have this probability.
+        budget: the most tokens of every answer; each row's own ``max_gen_tokens`` if left out.
+        stop: an answer ends before the first of these texts.
+        task_stops: end an answer where its task's rule reads no further. Changes no score.
+        prompts_at_once: prompts that are answered together, to save memory; the whole batch if
+            left out.
+
+    Raises:
+        ConfigError: settings of ``sample`` with ``greedy``, or one that is out of its range.
+    """
+
+    def __init__(
+        self,
+        decoding: Literal["greedy", "sample"] = "greedy",
+        temperature: PositiveFloat | None = None,
+        top_k: PositiveInt | None = None,
+        top_p: PositiveFloat | None = None,
+        budget: PositiveInt | None = None,
+        stop: list[str] | None = None,
+        task_stops: bool = True,
+        prompts_at_once: PositiveInt | None = None,
+    ) -> None:
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        for name, value in given.items():
+            if decoding == "greedy" and value is not None:
+                raise ConfigError(
+                    f"{name} is {value:g}, but decoding is greedy, which takes the most likely "
+                    "token",
+                    where=f"model.answering.init_args.{name}",
+                    allowed=f"{name} with decoding: sample",
+                    way_out=f"leave {name} out, or decoding: sample",
+                )
+        if top_p is not None and top_p > 1:
+            raise ConfigError(
+                f"top_p is {top_p:g}, which is no probability",
+                where="model.answering.init_args.top_p",
+                allowed="a number above 0, at most 1",
+            )
+        if any(not string for string in stop or ()):
+            raise ConfigError(
+                "a stop string is empty, and would end every answer before it begins",
+                where="model.answering.init_args.stop",
+                allowed="texts of at least one character",
+            )
+        self.decoding = decoding
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.budget = budget
+        self.stop = tuple(stop or ())
+        self.task_stops = task_stops
+        self.prompts_at_once = prompts_at_once
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides which tokens are answered, as plain values."""
+        settings: dict[str, Any] = {"decoding": str(self.decoding)}
+        if self.decoding == "sample":
+            settings["temperature"] = float(self.temperature or 1.0)
+            settings["top_k"] = None if self.top_k is None else int(self.top_k)
+            settings["top_p"] = None if self.top_p is None else float(self.top_p)
+        settings["budget"] = None if self.budget is None else int(self.budget)
+        return {**settings, "stop": list(self.stop), "task_stops": bool(self.task_stops)}
+
+    def answer(
+        self,
+        policy: FastWeightLM,
+        batch: TaskBatch,
+        tokenizer: Decoder,
+        generator: RowRandom | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """One answer for each row of ``batch``.
+
+        Args:
+            policy: the model that answers.
+            batch: the prompts as tokens, with their rows.
+            tokenizer: tokens to text.
+            generator: one stream for each row; only ``sample`` needs it.
+            on_step: called after each step with the number of tokens that it made.
+
+        Raises:
+            ValueError: ``sample`` without a generator.
+        """
+        rows = batch.task_rows
+        budgets = [self.budget or row.max_gen_tokens for row in rows]
+        ends = [stop_of(row.task) if self.task_stops else None for row in rows]
+
+        def end(row: int, tokens: Sequence[int]) -> int | None:
+            if not self.stop and ends[row] is None:
+                return None
+            return stop_at(tokenizer.decode(tokens), self.stop, ends[row])
+
+        made = continue_prompts(
+            policy,
+            batch.prompts,
+            torch.tensor(budgets, dtype=torch.int64),
+            eos_token_id=tokenizer.eos_token_id,
+            choose=self._choose(generator, max(budgets, default=0)),
+            is_stopped=lambda row, tokens: end(row, tokens) is not None,
+            on_step=on_step,
+            prompts_at_once=self.prompts_at_once,
+        )
+        answers = []
+        for i, row in enumerate(rows):
+            tokens = made.row(i)
+            spoken = tokens[:-1] if made.finish[i] == "eos" else tokens
+            answers.append(
+                Answer(
+                    row=row,
+                    text=tokenizer.decode(spoken)[: end(i, spoken)],
+                    num_tokens=len(tokens),
+                    prompt_tokens=int(batch.prompts.num_tokens[i]),
+                    cut_tokens=batch.cut_tokens[i],
+                    finish=made.finish[i],
+                )
+            )
+        return answers
+
+    def _choose(self, generator: RowRandom | None, length: int) -> Choose:
+        if self.decoding == "greedy":
+            return greedy
+        if generator is None:
+            raise ValueError("sampling needs a generator with one stream for each row")
+        return sampling(
+            generator,
+            length,
+            temperature=self.temperature or 1.0,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
