@@ -15,7 +15,6 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -183,8 +182,7 @@ class RefineModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shard the policy and the reference, if the trainer's strategy is to."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            assert self.device_mesh is not None
+        if self.device_mesh is not None:  # only that of ModelParallelStrategy; none without trainer
             mesh = self.device_mesh["data_parallel"]
             shard(self.policy, mesh)
             if self.reference is not None:
@@ -263,14 +261,12 @@ class RefineModule(LightningModule):
     # Training ------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch | TaskBatch, batch_idx: int) -> None:
-        """One iteration: what the phase makes of a batch; without one, a plain ReFINE update."""
+        """One iteration: what the phase makes of a batch; without one, sequences are refined."""
         self._check_batch_size(batch)
         self._apply_lr()
         phases = self.phases()
-        if phases:
+        if phases or isinstance(batch, TaskBatch):
             check_is_read(batch, phases).iterate(self, batch)
-        elif isinstance(batch, TaskBatch):
-            self.answer(batch)
         else:
             self.refine(batch)
         self.iteration += 1

@@ -217,7 +217,7 @@ def check_is_read(batch: Any, phases: Sequence[Any]) -> Any:
     for phase in phases:
         if phase.reads(batch):
             return phase
-    given = " and ".join(type(phase).__name__ for phase in phases)
+    given = " and ".join(type(phase).__name__ for phase in phases) or "none"
     if isinstance(batch, TaskBatch):
         raise ConfigError(
             f"the data are rows with prompts and answers, and the phase is {given}",

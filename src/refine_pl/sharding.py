@@ -30,8 +30,9 @@ def shard(policy: FastWeightLM, mesh: DeviceMesh) -> None:
     """
     if isinstance(policy, FSDPModule):
         return
-    # Nothing here changes in place what a module returns.
+    # Nothing here changes in place what a module returns; last.ckpt is written anew on purpose.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+    warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
     for module in list(policy.modules()):
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from refine_pl.backbones import FastWeightLM
 from refine_pl.losses import count_ntp_tokens
 from refine_pl.objectives import AnswerObjective
 from refine_pl.randomness import RowRandom
@@ -105,6 +106,7 @@ class UpdateLoop:
         tally: where sums for the log are added.
         stopwatch: of the parts of an update.
         observe: is shown every experience, before the update.
+        reference: that the KL term compares with; the module's own if left out.
 
     Attributes:
         updates: optimizer steps so far, skipped ones included.
@@ -120,6 +122,7 @@ class UpdateLoop:
         tally: Tally,
         stopwatch: Stopwatch,
         observe: Callable[[Experience], None] | None = None,
+        reference: FastWeightLM | None = None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -127,6 +130,7 @@ class UpdateLoop:
         self.tally = tally
         self.stopwatch = stopwatch
         self.observe = observe
+        self.reference = module.reference if reference is None else reference
         self.updates = self.skipped = self.tokens = 0
 
     def refine(self, batch: Batch, settings: Settings, update: int, purpose: str = "train") -> None:
@@ -154,7 +158,7 @@ class UpdateLoop:
     def answers(self, batch: TaskBatch, objective: AnswerObjective, update: int) -> None:
         """One optimizer step on the answers of a batch of this process."""
         module = self.module
-        self.tokens += int((batch.answered or batch.prompts).num_tokens.sum())
+        self.tokens += int(objective.reads(batch).num_tokens.sum())
         prepared = []
         with whole(module.policy):
             for micro_batch in self.micro_batches(batch):
@@ -239,7 +243,7 @@ class UpdateLoop:
         def loss_of(micro_batch: Experience | Batch) -> Tensor:
             module = self.module
             loss, sums = module.refine_step.loss(
-                module.policy, micro_batch, counts, settings.weights, module.reference
+                module.policy, micro_batch, counts, settings.weights, self.reference
             )
             ntp_tokens, rollout_tokens = _local_counts(micro_batch)
             for name, total in sums.items():

@@ -113,6 +113,7 @@ def test_card(finished, trained):
     assert card["decoding"]["decoding"] == "greedy"
     assert card["test_time_training"] is None
     assert card["data"]["test_rows"] == NUMBER
+    assert card["rules"]["qasper"] == "qa_f1 of first_line"
     assert len(card["data"]["hash"]) == 32
     assert card["versions"]["torch"] == torch.__version__
     assert card["command"][:2] == ["refine-pl", "test"]
@@ -230,6 +231,10 @@ def test_another_evaluation_does_not_go_on(finished, trained):
         outcome = run(trained, "mixed", *options, expect=2)
         assert "not the evaluation that mixed holds" in outcome.stderr
         assert fragment in flat(outcome.stderr)
+    card = Path("mixed/card.json")
+    card.write_text(card.read_text().replace('"qa_f1 of first_line"', '"f1"'))
+    outcome = run(trained, "mixed", expect=2)
+    assert "rules.qasper was f1, is qa_f1 of first_line" in flat(outcome.stderr)
     assert Path("mixed/answers.jsonl").read_bytes() == before
 
 
@@ -247,6 +252,13 @@ def test_test_time_training_goes_on_in_whole_batches(trained):
     outcome = run(trained, "ttt2", config="ttt.yaml")
     assert "continuing: 2 of 9" in outcome.stdout
     assert answers.read_bytes() == Path("ttt/answers.jsonl").read_bytes()
+    # Other batches, or other positions, would have trained otherwise.
+    for key, value, fragment in (
+        ("data.init_args.test_batch_size", 3, "batch_size was 2, is 3"),
+        ("model.selector.init_args.min_prefix", 5, "selector.min_prefix was 4, is 5"),
+    ):
+        outcome = run(trained, "ttt2", f"--{key}", value, config="ttt.yaml", expect=2)
+        assert f"test_time_training.{fragment}" in flat(outcome.stderr)
 
 
 def test_weights_that_moved_on_are_not_resumed(trained):
@@ -314,6 +326,7 @@ EXPECTED = {
     "ruler_niah": {f"niah_{k}" for k in ("single", "multi_key", "multi_query", "multi_value")},
     "ruler_qa": {"ruler_squadqa", "ruler_hotpotqa"},
     "longbench": set(ALL_OF_LONGBENCH),
+    "tiny_niah": {"niah_single"},
 }
 
 

@@ -229,6 +229,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["refine_pl"]["iteration"] == 2
     assert checkpoint["hyper_parameters"] == {
+        "pretrained": None,
         "num_segments": 2,
         "rollouts_per_position": 2,
         "rollout_length": 3,

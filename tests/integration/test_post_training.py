@@ -125,6 +125,12 @@ def test_data_that_no_phase_reads_are_refused():
         train(module(), RowsData(), 1, callbacks=[PostTraining()])
 
 
+def test_rows_need_a_phase():
+    """What is said of an iteration would not be what is done."""
+    with pytest.raises(ConfigError, match="the phase is none"):
+        train(module(), TaskRowsData(), 1)
+
+
 def test_a_schedule_gives_the_inner_update_its_settings():
     """Whatever the order of the callbacks."""
     phases = [Phase("first", 1, policy_weight=0.0), Phase("second", 1)]
@@ -209,7 +215,7 @@ def test_rows_without_answers_cannot_be_trained_on():
     from refine_pl.errors import DataError
 
     batch = replace(task_batch(TaskRowsData().training[:1]), answered=None, answer_start=None)
-    with pytest.raises(DataError, match="no answers to train on"):
+    with pytest.raises(DataError, match="without answers to train on"):
         SupervisedAnswers().prepare(module().policy, batch, None, None)
 
 

@@ -17,7 +17,7 @@ from refine_pl.report import paper
 from refine_pl.report.figures import running_mean
 from refine_pl.report.metrics import metric_of, shown
 from refine_pl.report.runs import labels
-from refine_pl.report.settings import differences
+from refine_pl.report.settings import differences, of_one_class
 from refine_pl.run_log import METRICS
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{ 7 * 7 }} | *b* \\"
@@ -476,6 +476,22 @@ def test_settings_are_named_after_their_classes():
         "n": ["1", "2"],
     }
     assert differences([config(recorder), config(recorder)]) == []
+
+
+def test_settings_of_a_class_that_not_all_have_follow_from_the_class():
+    def config(data, **settings):
+        return {"data": {"class_path": data, "init_args": settings}, "seed": 1}
+
+    one, two = config("a.Text", length=8, seed=0, cache=None), config("a.Rows", paths="x", seed=2)
+    rows = differences([one, two])
+    assert "data.cache" not in dict(rows)  # absent, or null
+    folded = [key for (key, _), inner in zip(rows, of_one_class(rows), strict=True) if inner]
+    assert folded == ["data.length", "data.paths"]
+    missing = differences(
+        [{"phases": [{"name": "a", "n": 1}]}, {"phases": [{"name": "b", "n": 1}]}]
+    )
+    assert missing
+    assert not any(of_one_class(missing))
 
 
 def test_the_running_mean_skips_what_is_no_number():

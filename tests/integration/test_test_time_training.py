@@ -85,6 +85,18 @@ def test_sft_draws_nothing():
     assert "policy_loss" not in phase.totals()
 
 
+@pytest.mark.parametrize("policy_weight", [0.2, 0.0])
+def test_a_kl_term_compares_with_the_weights_before(policy_weight):
+    options = {"policy_weight": policy_weight, "minibatch_size": 1}  # the first step has no KL yet
+    _, without = answer(TestTimeTraining(), **options)
+    phase = TestTimeTraining()
+    model, seen = answer(phase, kl_weight=5.0, **options)
+    assert phase.totals()["kl"] > 0
+    assert any(not torch.equal(seen.weights[0][n], v) for n, v in without.weights[0].items())
+    assert model.reference is None
+    assert_same_parameters(model, module(), rtol=0, atol=0)
+
+
 def test_mini_batches_and_the_last_incomplete_batch():
     phase = TestTimeTraining()
     data = TaskRowsData(test_batch_size=4)  # 4 rows, then 1

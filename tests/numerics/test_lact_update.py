@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, lact_update
+from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, chunk, lact_update
 from refine_kernels.lact_update.chunk import direction, read
 from refine_kernels.lact_update.reference import lact_reference
 from refine_kernels.lact_update.step import newton_schulz
@@ -72,22 +72,46 @@ def test_equals_definition(rule, momentum, length):
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_gradients_of_the_two_halves(per_channel):
-    weights = [draw(2, 3, 3, seed=i) for i in range(3)]
-    k, v = draw(2, 5, 3, seed=4), draw(2, 5, 3, seed=5)
-    rates = draw(2, 5, 9 if per_channel else 3)
-    assert torch.autograd.gradcheck(lambda *x: read(FastWeights(*x[:3]), x[3]), [*weights, k])
+    weights = [draw(1, 2, 3, 3, seed=i) for i in range(3)]
+    k, v = draw(1, 5, 2, 3, seed=4), draw(1, 5, 2, 3, seed=5)
+    rates = draw(1, 5, 2, 9 if per_channel else 3)
+    others = [draw(1, 2, 3, 3, seed=i) for i in range(6, 9)]
+    assert torch.autograd.gradcheck(
+        lambda *x: read([FastWeights(*x[:3]), FastWeights(*x[3:6])], x[6], 3),
+        [*weights, *others, k],
+    )
     assert torch.autograd.gradcheck(
         lambda *x: tuple(direction(FastWeights(*x[:3]), *x[3:])), [*weights, k, v, rates]
     )
 
 
 def test_the_direction_is_a_gradient():
-    weights = [draw(1, 6, 4), draw(1, 4, 6), draw(1, 6, 4, seed=1)]
-    k, v = draw(1, 7, 4, seed=2), draw(1, 7, 4, seed=3)
-    found = direction(FastWeights(*weights), k, v, torch.ones(1, 7, 3, dtype=torch.float64))
-    score = (read(FastWeights(*weights), k) * v).sum()
+    weights = [draw(1, 1, 6, 4), draw(1, 1, 4, 6), draw(1, 1, 6, 4, seed=1)]
+    k, v = draw(1, 7, 1, 4, seed=2), draw(1, 7, 1, 4, seed=3)
+    found = direction(FastWeights(*weights), k, v, torch.ones(1, 7, 1, 3, dtype=torch.float64))
+    score = (read([FastWeights(*weights)], k, 7) * v).sum()
     for a, b in zip(found, torch.autograd.grad(score, weights), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("elements", "tokens", "number"), [(1, 1, 18), (240, 40, 9), (480, 40, 6), (1440, 40, 2)]
+)
+def test_blocks_change_nothing(elements, tokens, number, monkeypatch):
+    """Blocks of some tokens, of one head, of some heads, of several rows; and smaller last ones."""
+    q, brought, initial = problem(90, batch=3, heads=3)
+    inputs = [q, *brought.tensors(), *initial]
+
+    def run():
+        output = lact_update(q, brought, initial, UpdateRule(40)).output
+        return [output, *torch.autograd.grad((output * output.detach().cos()).sum(), inputs)]
+
+    whole = run()
+    monkeypatch.setitem(chunk.BLOCK_ELEMENTS, "cpu", elements)
+    monkeypatch.setattr(chunk, "BLOCK_TOKENS", tokens)
+    assert len(list(chunk._blocks(brought.k[:, :40], inner=6))) == number
+    for a, b in zip(run(), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 12, 5), (2, 5, 12)])

@@ -123,6 +123,15 @@ def test_rows_without_answers(make):
     assert data.describe()["training_rows_without_answers"] == 1
 
 
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_rows_that_are_scored_need_answers(make, name):
+    data = make(**{name: {"a": Own(3), "b": Own(1, "b", answers=False)}})
+    stage = "test" if name == "test" else "fit"
+    with pytest.raises(DataError, match=f"1 of 4 {name} rows have no answers") as refused:
+        data.setup(stage)
+    assert "row b0" in str(refused.value)
+
+
 def test_long_prompts(make):
     data = make(training={"a": Own(8)}, max_prompt_tokens=6, batch_size=8)
     (batch,) = data.train_dataloader()

@@ -51,7 +51,6 @@ class Bank:
 
     def read(self, q: Tensor) -> Tensor:
         """``f(q)`` of each row's set: ``[G, t, H, d]`` to the same shape."""
-        weights = self.states.applied.map(lambda w: w.flatten(0, 1))
         sets, heads = self.states.applied.w0.shape[:2]
         length, width = q.shape[1], q.shape[3]
         place = None
@@ -59,8 +58,7 @@ class Bank:
             place = self.index * self.width + self.slot
             spread = q.new_zeros(sets * self.width, *q.shape[1:])
             q = spread.index_copy(0, place, q).unflatten(0, (sets, self.width)).flatten(1, 2)
-        result = read(weights, q.transpose(1, 2).flatten(0, 1))
-        result = result.unflatten(0, (sets, heads)).transpose(1, 2)
+        result = read([self.states.applied], q, q.shape[1])
         if place is None:
             return result
         return result.reshape(sets * self.width, length, heads, width).index_select(0, place)

@@ -175,12 +175,9 @@ class SharedFastState:
         rows = rows.flatten()
         found, kept = self._direction(full, rows)
         before = self.bank.states.map(lambda w: w.index_select(0, self.bank.index[full]))
-        before = before.map(lambda w: w.repeat_interleave(copies, 0).flatten(0, 1))
-        momentum = None if kept is None else kept.flatten() / rule.chunk_size
-        all_norms = norms.map(lambda n: n.expand(len(rows), *n.shape).flatten(0, 1))
-        heads = self.source.k.shape[2]
-        after = step(before, found, momentum, all_norms, rule)
-        after = after.map(lambda w: w.unflatten(0, (-1, heads)))
+        before = before.map(lambda w: w.repeat_interleave(copies, 0))
+        momentum = None if kept is None else kept / rule.chunk_size
+        after = step(before, found, momentum, norms, rule)
         spread = self.spread()
         taken = torch.zeros_like(spread.fill) if spread.taken is None else spread.taken
         result = replace(
@@ -192,7 +189,7 @@ class SharedFastState:
         return replace(result, room=rule.chunk_size - int(result.count().max()))
 
     def _direction(self, full: Tensor, rows: Tensor) -> tuple[FastWeights, Tensor | None]:
-        """The full chunks' directions ``[R_full * H, ...]`` and their sums of momentum.
+        """The full chunks' directions ``[R_full, H, ...]`` and their sums of momentum.
 
         The prefix's share is the same for its copies; it is computed once.
         """
@@ -219,7 +216,7 @@ class SharedFastState:
                 found = FastWeights(*(a + b for a, b in zip(found, more, strict=True)))
                 kept = None if kept is None or more_kept is None else kept + more_kept
         assert found is not None
-        return found.map(lambda d: d.flatten(0, 1)), kept
+        return found, kept
 
 
 def _masked_direction(
@@ -229,12 +226,9 @@ def _masked_direction(
     ``[G, H]`` of their momentum.
     """
     dtype = weights.w0.dtype
-    groups, heads = weights.w0.shape[:2]
     mask = inside.to(dtype)[:, :, None, None]
     rates = tokens.rates.to(dtype) * mask
-    k, v, rates = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (tokens.k, tokens.v, rates))
-    found = direction(weights.map(lambda w: w.flatten(0, 1)), k, v, rates)
-    found = found.map(lambda d: d.unflatten(0, (groups, heads)))
+    found = direction(weights, tokens.k.to(dtype), tokens.v.to(dtype), rates)
     if tokens.momentum is None:
         return found, None
     return found, (tokens.momentum.to(dtype) * mask[..., 0]).sum(1)

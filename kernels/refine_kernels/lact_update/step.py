@@ -64,7 +64,7 @@ def step(
         rule: how the weights change.
     """
     if momentum is not None and state.last is not None:
-        keep = momentum[:, None, None]
+        keep = momentum[..., None, None]
         found = FastWeights(
             *(torch.addcmul(new, old, keep) for new, old in zip(found, state.last, strict=True))
         )

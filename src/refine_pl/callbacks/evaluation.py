@@ -96,8 +96,6 @@ class Evaluation(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._rows = _rows_of(data, stage)
         self._name = ANSWERS if stage == "test" else PREDICTIONS
-        for task in dict.fromkeys(row.task for row in self._rows) if stage == "test" else ():
-            rule_of(task)
         if self.folder is None:
             root = Path("runs") / stage / self.name
             self.folder = Path(trainer.strategy.broadcast(str(next_free_folder(root))))
@@ -147,6 +145,7 @@ class Evaluation(Callback):
         if decoding["decoding"] == "sample":
             decoding["seed"] = module.seed
         training = _test_time_training(trainer)
+        tasks = dict.fromkeys(row.task for row in self._rows) if stage == "test" else ()
         return {
             "stage": stage,
             "versions": versions(),
@@ -158,9 +157,15 @@ class Evaluation(Callback):
             },
             "decoding": decoding,
             "data": {"hash": data.data_hash, **data.describe()},
+            "rules": {task: _rule(task) for task in tasks},
             "test_time_training": None
             if training is None
-            else {**training.card(module), "seed": module.seed},
+            # What a row is answered with depends on the rows beside it.
+            else {
+                **training.card(module),
+                "batch_size": data.test_batch_size,
+                "seed": module.seed,
+            },
             "precision": str(trainer.precision),
             "device": str(module.device.type),
             "processes": trainer.world_size,
@@ -333,6 +338,11 @@ def scored_line(answer: Answer) -> Line:
         "score": released,
         "scores": dict(further),
     }
+
+
+def _rule(task: str) -> str:
+    rule = rule_of(task)
+    return rule.name if rule.cut == "whole" else f"{rule.name} of {rule.cut}"
 
 
 def find_evaluation(trainer: Trainer) -> Evaluation | None:

@@ -23,13 +23,17 @@ from refine_pl.callbacks.answering_progress import AnsweringProgress
 from refine_pl.callbacks.phases import PhaseCallback
 from refine_pl.callbacks.schedule import find_schedule
 from refine_pl.module import RefineModule
+from refine_pl.task_records import TaskBatch
 
 # What is shown, its name in the log, and its format.
 SHOWN = (
     ("loss", "train/loss", "{:.3f}"),
     ("reward", "reward/total/mean", "{:.3f}"),
+    ("answer loss", "train/sft_loss", "{:.3f}"),
+    ("score", "answer/score", "{:.3f}"),
     ("tokens/s", "time/tokens_per_s", "{:,.0f}"),
 )
+OF_ANSWERS = ("train/sft_loss", "answer/score")
 
 LABEL_WIDTH = 12  # so that the bars stay in place when the phase changes
 
@@ -95,7 +99,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         assert isinstance(pl_module, RefineModule)
         if not self._enabled:
             return
-        metrics = shown_metrics(trainer, pl_module)
+        metrics = shown_metrics(trainer, pl_module, isinstance(batch, TaskBatch))
         if self._bar is not None and self._train_task is not None:
             self._bar.update(
                 self._train_task,
@@ -239,13 +243,19 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         return [f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"]
 
 
-def shown_metrics(trainer: Trainer, module: RefineModule) -> list[str]:
-    """The metrics of the bar as ``name value``; no reward in a phase without rollouts."""
+def shown_metrics(trainer: Trainer, module: RefineModule, answers: bool) -> list[str]:
+    """The metrics of the bar as ``name value``.
+
+    No reward in a phase without rollouts, and nothing about answers unless the batch had some: what
+    was logged last is still there in a later phase.
+    """
     values = trainer.callback_metrics
     return [
         f"{label} {form.format(float(values[name]))}"
         for label, name, form in SHOWN
-        if name in values and (label != "reward" or module.settings.weights.needs_rollouts)
+        if name in values
+        and (label != "reward" or module.settings.weights.needs_rollouts)
+        and (name not in OF_ANSWERS or answers)
     ]
 
 

@@ -211,6 +211,8 @@ class PhaseSchedule(Callback):
         if iteration == 0:
             size = len(batch) * trainer.world_size
             settings = pl_module.settings
+            if not settings.weights.needs_rollouts:  # a ramp of the weight may begin at 0
+                settings = phase.settings(pl_module.own_settings, phase.iterations - 1)
             readers = [c for c in pl_module.phases() if c.reads(batch)]
             if readers:
                 what = readers[0].describe(pl_module, size, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from refine_pl.backbones import FastWeightLM
 from refine_pl.callbacks.phases import PhaseCallback, without_rollouts
 from refine_pl.errors import ConfigError
 from refine_pl.module import RefineModule
@@ -24,7 +26,8 @@ class TestTimeTraining(PhaseCallback):
     """Before each batch of ``test`` or ``predict`` the ReFINE update on its prompts.
 
     Optimizer, weights, rewards and sizes are the model's. Every process trains on batches of its
-    own, with its own mini-batches: results do not depend on the number of processes.
+    own, with its own mini-batches: results do not depend on the number of processes. A KL term
+    compares with the weights that the test began with.
 
     Args:
         mode: ``refine``, or ``sft``: next-token training on the prompts instead.
@@ -45,6 +48,7 @@ class TestTimeTraining(PhaseCallback):
         self.mode = mode
         self.reset = reset
         self._optimizer: Optimizer | None = None
+        self._reference: FastWeightLM | None = None
         self._original: list[Tensor] = []
         self._fresh: dict[str, Any] = {}
         self._changed = False
@@ -58,8 +62,8 @@ class TestTimeTraining(PhaseCallback):
         return text.replace(" sequences", " prompts", 1)
 
     def card(self, module: RefineModule) -> dict[str, Any]:
-        """Mode and settings, as plain values, for the run card."""
-        settings = self._settings(module)
+        """All that decides what is trained, as plain values, for the run card."""
+        settings, step = self._settings(module), module.refine_step
         optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
         group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
         return {
@@ -67,14 +71,15 @@ class TestTimeTraining(PhaseCallback):
             "reset": self.reset,
             "minibatch_size": module.minibatch_size,
             "steps": module.steps,
+            "rollouts_per": module.rollouts_per,
             "gradient_clip": module.gradient_clip,
             "optimizer": {"class": type(optimizer).__name__, **group},
             **dataclasses.asdict(settings.plan),
             **dataclasses.asdict(settings.weights),
-            "rewards": {
-                name: {"class": type(reward).__name__, "weight": reward.weight}
-                for name, reward in module.refine_step.reward.parts().items()
-            },
+            "selector": _described(step.selector),
+            "advantage": _described(step.advantage),
+            "policy_loss": _described(step.policy_loss),
+            "rewards": {name: _described(part) for name, part in step.reward.parts().items()},
         }
 
     def totals(self) -> dict[str, float]:
@@ -120,6 +125,9 @@ class TestTimeTraining(PhaseCallback):
         self._optimizer = pl_module.make_optimizer(parameters)
         lr = min(group["lr"] for group in self._optimizer.param_groups)
         check_small_lr(str(trainer.precision), lr)
+        self._reference = None
+        if self._settings(pl_module).weights.kl_weight:
+            self._reference = copy.deepcopy(pl_module.policy).requires_grad_(False)
         self._original = [p.detach().clone() for p in parameters] if self.reset == "batch" else []
         # Copied, because an optimizer may change a group's settings.
         self._fresh = torch.utils._pytree.tree_map(lambda x: x, self._optimizer.state_dict())
@@ -140,7 +148,12 @@ class TestTimeTraining(PhaseCallback):
         assert isinstance(batch, TaskBatch)
         assert self._optimizer is not None
         loop = UpdateLoop(
-            pl_module, self._optimizer, Processes.alone(), self._tally, self._stopwatch
+            pl_module,
+            self._optimizer,
+            Processes.alone(),
+            self._tally,
+            self._stopwatch,
+            reference=self._reference,
         )
         self._changed = True
         with torch.enable_grad():
@@ -211,3 +224,15 @@ class TestTimeTraining(PhaseCallback):
         self._optimizer.state.clear()
         self._optimizer.load_state_dict(self._fresh)
         self._changed = False
+
+
+def _described(part: Any) -> dict[str, Any]:
+    """The class of a part of the algorithm, and its settings as far as they are plain values."""
+    settings = {
+        name: value
+        for name, value in getattr(part, "__dict__", {}).items()
+        if not name.startswith("_")
+        and name != "training"  # of every torch module: no setting of this one
+        and isinstance(value, bool | int | float | str | None)
+    }
+    return {"class": type(part).__name__, **settings}

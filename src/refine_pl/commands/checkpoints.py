@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint import CheckpointException
 
 from refine_pl.backbones.pretrained import class_fields, model_class
 from refine_pl.commands.config_classes import public_path
@@ -128,6 +130,42 @@ def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     hparams["backbone"] = {"class_path": public_path(cls), "init_args": fields}
     hparams["pretrained"] = None
     return hparams
+
+
+def check_is_readable(path: Any, strategy: Strategy) -> None:
+    """Refuse the folder of a sharded run for a run that is not sharded.
+
+    Raises:
+        CheckpointError: ``path`` is such a folder, and the strategy reads files only.
+    """
+    if not isinstance(path, str) or not Path(path).is_dir():
+        return
+    if not isinstance(strategy, ModelParallelStrategy):
+        raise CheckpointError(
+            f"{path} was written by a sharded run, and {type(strategy).__name__} reads files only",
+            where="--ckpt_path",
+            allowed="a folder with ModelParallelStrategy as trainer.strategy, on any number of "
+            "devices",
+            way_out="to do without it, `refine-pl export` the folder, and give what that wrote as "
+            "model.pretrained",
+        )
+
+
+def unfit_shards(path: Any, error: CheckpointException) -> CheckpointError:
+    """What the reader of a sharded checkpoint said, in one line."""
+    said = str(next(iter(error.failures.values()))[0]).splitlines()[0].replace("state_dict.", "")
+    if "reference." in said:
+        return CheckpointError(
+            f"{path} holds no reference model: model.kl_weight was 0 when it was written",
+            where="--ckpt_path",
+            way_out="model.kl_weight: 0; or `refine-pl export` it and start a new run from there",
+        )
+    return CheckpointError(
+        f"{path} does not fit this run: {said[:300]}",
+        where="--ckpt_path",
+        allowed="a checkpoint of the same backbone with the same sizes",
+        way_out="compare model.backbone with the config.yaml of the run that wrote it",
+    )
 
 
 def _absent(file: Path) -> CheckpointError:

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -13,12 +14,15 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.checkpoint import CheckpointException
 from torch.optim import Optimizer
 
 from refine_pl.callbacks import RandomState
 from refine_pl.commands.checkpoints import (
     LOOKED_UP_BY_THE_TRAINER,
+    check_is_readable,
     read_checkpoint,
+    unfit_shards,
     use_as_defaults,
 )
 from refine_pl.commands.config_errors import explain, refuse_nulls
@@ -63,6 +67,8 @@ def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*(treespec|LeafSpec)")
     # Every run has a folder of its own, so a resumed one always saves elsewhere.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
+    # What is logged was summed over all processes before.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
     (cli or RefineCLI)(argv)
     return 0
@@ -200,8 +206,10 @@ class RefineCLI(LightningCLI):
         """The trainer, with the callbacks that every run needs."""
         settings = self._get(self.config_init, "trainer")
         if isinstance(settings["strategy"], str) and "." in settings["strategy"]:
-            # A class without arguments: the parser takes its name for that of a registered one.
-            settings["strategy"] = build_part({"class_path": settings["strategy"]})
+            # A class without arguments, which the parser leaves as text. What is none is refused
+            # by the trainer.
+            with suppress(ImportError, AttributeError):
+                settings["strategy"] = build_part({"class_path": settings["strategy"]})
         given = settings["callbacks"] or []
         self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
         return super().instantiate_trainer(**kwargs)
@@ -215,8 +223,12 @@ class RefineCLI(LightningCLI):
         return _last_checkpoint(self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        ckpt_path = self._get(self.config, "ckpt_path")
+        check_is_readable(ckpt_path, self.trainer.strategy)
         try:
             super()._run_subcommand(subcommand)
+        except CheckpointException as error:
+            raise unfit_shards(ckpt_path, error) from error
         except MisconfigurationException as error:
             raise _refused(error) from error
         except ValueError as error:  # a part of the configuration that is only made during the run

@@ -24,7 +24,7 @@ from refine_pl.data.tasks.task_set import (
     read_sources,
 )
 from refine_pl.data.tokenizers import Tokenizer
-from refine_pl.errors import ConfigError
+from refine_pl.errors import ConfigError, DataError
 from refine_pl.evaluation.tasks import register_rules
 from refine_pl.task_records import TaskBatch, TaskRow
 
@@ -130,7 +130,8 @@ class TaskData(LightningDataModule):
         """Read and encode the rows of a stage; of all that are given if ``None``.
 
         Raises:
-            DataError: a row cannot be used, or ranks see different ones.
+            DataError: a row cannot be used, has no answers to be scored by, or ranks see different
+                ones.
             ConfigError: the stage has no rows, or a batch cannot be shared evenly.
         """
         names = self._needed(stage)
@@ -285,6 +286,9 @@ class TaskData(LightningDataModule):
                     allowed=f"at most {rows:,}",
                     way_out="lower batch_size, or use more rows",
                 )
+        for name in ("validation", "test"):
+            if name in names:
+                self._refuse_unanswered(name)
         if "validation" in names:
             check_shares(self.trainer, {"validation_batch_size": self.validation_batch_size})
             rows = len(self._sets["validation"])
@@ -305,6 +309,17 @@ class TaskData(LightningDataModule):
         )
         if {"training", "validation"} <= set(names):
             self._warn_of_shared_prompts()
+
+    def _refuse_unanswered(self, name: str) -> None:
+        rows = self._sets[name]
+        if rows.without_answers:
+            first = next(encoded.row.id for encoded in rows.rows if not encoded.row.answers)
+            raise DataError(
+                f"{rows.without_answers:,} of {len(rows):,} {name} rows have no answers to be "
+                "scored by",
+                where=f"data.{name}, row {first}",
+                way_out="leave them out (on_bad_row: skip), or answer them with refine-pl predict",
+            )
 
     def _warn_of_shared_prompts(self) -> None:
         trained = {row.prompt for row in self._read["training"].rows}

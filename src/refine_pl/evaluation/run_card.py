@@ -17,7 +17,10 @@ PACKAGES = ("refine-pl", "torch", "lightning", "transformers")
 
 # What two sessions of one evaluation must share. ``model.source`` is not among them: the same
 # weights may lie in another place.
-SHARED = ("stage", "precision", "model.weights_hash", "decoding", "data.hash", "test_time_training")
+SHARED = (
+    *("stage", "precision", "model.weights_hash", "decoding", "data.hash", "rules"),
+    "test_time_training",
+)
 
 
 def versions() -> dict[str, str | None]:

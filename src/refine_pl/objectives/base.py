@@ -10,6 +10,7 @@ from torch import Tensor
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.randomness import RowRandom
+from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -40,6 +41,10 @@ class AnswerObjective(ABC):
     @abstractmethod
     def loss(self, policy: FastWeightLM, prepared: Any) -> tuple[Tensor, Sums]:
         """The loss summed over the micro-batch, a scalar with gradients, and sums for the log."""
+
+    def reads(self, batch: TaskBatch) -> Batch:
+        """The sequences that the update reads, whose tokens count as seen."""
+        return batch.prompts
 
     @abstractmethod
     def describe(self) -> str:

@@ -11,6 +11,7 @@ from refine_pl.errors import DataError
 from refine_pl.losses import ntp_targets
 from refine_pl.objectives.base import AnswerObjective, Sums
 from refine_pl.randomness import RowRandom
+from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
 
 
@@ -30,9 +31,10 @@ class SupervisedAnswers(AnswerObjective):
             DataError: there are none.
         """
         if batch.answered is None:
+            without = [row.id for row in batch.task_rows if not row.answers]
             raise DataError(
-                "these rows have no answers to train on",
-                where=batch.task_rows[0].id,
+                "there are rows without answers to train on",
+                where=f"row {without[0]}" if without else "another batch of the training rows",
                 allowed="rows with at least one answer each",
             )
         return batch
@@ -50,6 +52,10 @@ class SupervisedAnswers(AnswerObjective):
             "train/sft_loss": (total.detach(), count),
             "train/answer_accuracy": (correct.sum(), count),
         }
+
+    def reads(self, batch: TaskBatch) -> Batch:
+        """Prompts with their answers."""
+        return batch.answered or batch.prompts
 
     def describe(self) -> str:
         """What the step is on."""

@@ -184,6 +184,8 @@ def interval_figure(
     axes.set_yticks(range(len(rows)), [shortened(row, 48) for row in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     low, high = min(i.low for i in intervals), max(i.high for i in intervals)
+    if zero:
+        low, high = min(low, 0), max(high, 0)
     margin = max((high - low) / 20, 1)  # scores may all be equal
     axes.set_xlim(low - margin if zero else max(low - margin, -0.5), high + margin)
     label(axes, theme, x=x)

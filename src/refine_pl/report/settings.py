@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
+_NULL = "null"
 
 
 def flat(config: Any, key: str = "") -> dict[str, str]:
@@ -30,11 +31,31 @@ def flat(config: Any, key: str = "") -> dict[str, str]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Keys whose values are not the same in all configurations, with the values."""
+    """Keys whose values are not the same in all configurations, with the values.
+
+    A key that is not there and one that is null say the same.
+    """
     tables = [flat(config) for config in configs]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = [(key, [table.get(key, MISSING) for table in tables]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    return [
+        (key, values)
+        for key, values in rows
+        if len({_NULL if value == MISSING else value for value in values}) > 1
+    ]
+
+
+def of_one_class(rows: Sequence[tuple[str, list[str]]]) -> list[bool]:
+    """Which of the :func:`differences` follow from another one.
+
+    Such a row is a setting that some runs do not have, of a class that is itself among the rows.
+    """
+    keys = [key for key, _ in rows]
+    return [
+        MISSING in values
+        and any(key.startswith(other) and key[len(other) :][:1] in (".", "[") for other in keys)
+        for key, values in rows
+    ]
 
 
 def short_class(spec: Any) -> str:
@@ -76,7 +97,7 @@ def _names(items: Sequence[Any]) -> list[str]:
 
 def _value(value: Any) -> str:
     if value is None:
-        return "null"
+        return _NULL
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -7,9 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from refine_pl.report.metrics import shown
-from refine_pl.report.page import Block, Cell, Heading, Note, Paragraph, Row, Section, Table
+from refine_pl.report.page import (
+    Block,
+    Cell,
+    Details,
+    Heading,
+    Note,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+)
 from refine_pl.report.runs import Run
-from refine_pl.report.settings import MISSING, at, differences, short_class
+from refine_pl.report.settings import MISSING, at, differences, of_one_class, short_class
 from refine_pl.report.text import shortened
 
 _VALUE = 160  # characters of a setting
@@ -53,7 +63,15 @@ def settings_section(runs: Sequence[Run]) -> Section | None:
         columns: Row = ["setting", *(Cell(run.label, run=run.index) for run in some)]
         cells = [[key, *(shortened(value, _VALUE) for value in values)] for key, values in rows]
         caption = f"Keys of config.yaml whose values are not the same in all {name}."
-        blocks.append(Table(columns, cells, caption, text_columns=len(columns)))
+        inner = of_one_class(rows)
+        first = [row for row, folded in zip(cells, inner, strict=True) if not folded]
+        blocks.append(Table(columns, first, caption, text_columns=len(columns)))
+        if any(inner):
+            more = [row for row, folded in zip(cells, inner, strict=True) if folded]
+            table = Table(columns, more, text_columns=len(columns))
+            blocks.append(
+                Details(f"{len(more)} settings of classes that not all {name} have", [table])
+            )
     cards = _card_differences([run for run in runs if run.evaluation and run.evaluation.card])
     blocks += [cards] if cards else []
     return Section("Settings that differ", blocks) if blocks else None

@@ -36,7 +36,7 @@ def validation_section(runs: Sequence[Run]) -> Section | None:
             [title_of(name), *(shown(name, v.metrics.get(name)) for v in columns)]
             for name in _names(columns)
         ]
-        blocks.append(Table(["held-out documents", *(v.name for v in columns)], rows))
+        blocks.append(Table(["held out", *(v.name for v in columns)], rows))
     if len(some) > 1:
         last = [training.validations[-1] for _, training in some]
         rows = [
@@ -45,7 +45,7 @@ def validation_section(runs: Sequence[Run]) -> Section | None:
         ]
         heads = [Cell(run.label, v.name, run.index) for (run, _), v in zip(some, last, strict=True)]
         blocks.append(Heading("The last validation of each run"))
-        blocks.append(Table(["held-out documents", *heads], rows))
+        blocks.append(Table(["held out", *heads], rows))
         blocks.append(
             Paragraph(
                 "One number for each run: these say nothing about chance. Train several seeds "
@@ -65,7 +65,6 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
     some = with_training(runs, lambda training: bool(training.scalars.curves))
     if not some:
         return None
-    marks = sorted({mark for _, training in some for mark in phase_borders(training)})
     scalars = sorted({name for _, training in some for name in training.scalars.curves})
     blocks: list[Block] = [
         Paragraph(
@@ -78,14 +77,14 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
     for title, metrics in CURVES.items():
         names = [name for metric in metrics for name in scalars if metric_of(name) is metric]
         still = [name for name in names if _is_still(name, some)]
-        pictures = [_curve(name, some, marks) for name in names if name not in still]
+        pictures = [_curve(name, some) for name in names if name not in still]
         if pictures:
             blocks += [Heading(title), Gallery(pictures)]
         if still:
             values = {name: some[0][1].scalars.last(name) for name in still}
             text = ", ".join(f"{name} {shown(name, value)}" for name, value in values.items())
             blocks.append(Paragraph(f"Without change, and not drawn: {text}."))
-    other = [_curve(name, some, marks) for name in scalars if metric_of(name) is None]
+    other = [_curve(name, some) for name in scalars if metric_of(name) is None]
     if other:
         blocks += [Heading("Other"), Gallery(other)]
     return Section("Curves", blocks)
@@ -115,9 +114,10 @@ def _is_still(name: str, some: Sequence[tuple[Run, Training]]) -> bool:
     return max(values) - min(values) < 1e-4
 
 
-def _curve(name: str, some: Sequence[tuple[Run, Training]], marks: Sequence[float]) -> Picture:
+def _curve(name: str, some: Sequence[tuple[Run, Training]]) -> Picture:
     metric = metric_of(name) or Metric(name, name)
     series = []
+    marks: set[float] = set()
     for run, training in some:
         steps, values = training.scalars.curves.get(name, ([], []))
         spread = None
@@ -126,12 +126,13 @@ def _curve(name: str, some: Sequence[tuple[Run, Training]], marks: Sequence[floa
             spread = other[1] if other[0] == steps else None
         if steps:
             series.append(Series(run.index, run.label, steps, values, spread))
+            marks |= {*phase_borders(training)}
     draw = partial(
         curve_figure,
         title=name,
         unit=metric.unit,
         series=series,
-        marks=marks,
+        marks=sorted(marks),
         points=name.startswith("val/"),
         exact=metric.exact,
     )
