@@ -336,7 +336,7 @@ def test_all_configurations_are_found():
 
 @pytest.mark.parametrize("path", EVAL_CONFIGS, ids=lambda path: path.stem)
 def test_configuration_runs(path, trained):
-    header = path.read_text().partition("\n\n")[0]
+    header = " ".join(path.read_text().partition("\n\n")[0].replace("\\\n#", " ").split())
     assert f"refine-pl test --config configs/eval/{path.name} --ckpt_path" in header
     assert "Needs a model" in header
     ruler = evaluations.rows(4, ("ruler_squadqa", "ruler_hotpotqa"), max_seq_length=4096)

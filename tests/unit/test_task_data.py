@@ -279,6 +279,14 @@ def test_describe(make):
     assert data.describe()["validation_rows"] == 4
 
 
+def test_the_hash_that_is_printed_is_that_of_the_card(make, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr("refine_pl.data.task_data.rank_zero_info", lines.append)
+    data = make()
+    data.setup("test")
+    assert f"(hash {data.data_hash[:12]})" in "".join(lines)
+
+
 def test_what_is_logged(make, monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr("refine_pl.data.task_data.rank_zero_info", lines.append)
