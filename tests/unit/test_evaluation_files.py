@@ -215,3 +215,9 @@ def test_progress_bar():
     progress.stop()
     assert "4/4" in shown.getvalue()
     assert "tokens/s" in shown.getvalue()
+
+
+def test_a_line_without_a_score_is_named():
+    line = {"id": "row 3", "task": "trec", "length": None, "scores": {}}
+    with pytest.raises(DataError, match="'row 3' has no score"):
+        summarize([line])

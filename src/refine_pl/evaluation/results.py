@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from refine_pl.errors import DataError
 from refine_pl.evaluation.bootstrap import Interval, average_interval, mean_interval
 from refine_pl.evaluation.tasks import rule_of
 
@@ -115,11 +116,21 @@ def summarize(
         lines: at least one; they have ``task``, ``length``, ``score`` and ``scores``.
         level: of the intervals.
         resamples: of the intervals.
+
+    Raises:
+        DataError: a line lacks one of these.
     """
     groups: dict[tuple[str, int | None], dict[str, list[float]]] = {}
     rows = 0
     for line in lines:
         rows += 1
+        missing = [key for key in ("task", "length", "score", "scores") if key not in line]
+        if missing:
+            raise DataError(
+                f"the row {line.get('id')!r} has no {', '.join(missing)}",
+                where="answers.jsonl",
+                way_out="take its line out: the row is then answered again",
+            )
         rules = groups.setdefault((line["task"], line["length"]), {})
         named = {rule_of(line["task"]).name: line["score"], **line["scores"]}
         for rule, value in named.items():
