@@ -175,6 +175,7 @@ def test_own_scores_stand_beside_the_papers(whole):
     assert ["LaCT-760M", "paper:", "SFT", "mid", "19.5"] in lines  # SQuAD at 4,096, not at 512
     assert "ruler_squadqa, 512" in text
     assert "Beside the paper: LongBench" not in text
+    assert "prompts without their middle" in text
     assert "arXiv 2602.16704" in text
     assert "ruler_qa_official" in text
     assert "prompts cut" in text

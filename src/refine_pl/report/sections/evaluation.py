@@ -162,7 +162,21 @@ def _beside(table: paper.PaperTable, scored: Scored) -> list[Block]:
         "and other rows of the same task; they were copied and not run again."
     )
     columns = ["model", "stage", *(place_name(*place) for place in places)]
-    return [heading, Table(columns, rows, caption, 2, frozenset({first, first + second}))]
+    found = [_cut_note(run.label, evaluation, tasks) for run, evaluation in scored]
+    beside = Table(columns, rows, caption, 2, frozenset({first, first + second}))
+    return [heading, beside, *(note for note in found if note is not None)]
+
+
+def _cut_note(label: str, evaluation: Evaluation, tasks: set[str]) -> Note | None:
+    """That a run read less than the paper's models did."""
+    asked = [answer for answer in evaluation.answers if answer.task in tasks]
+    cut = sum(answer.cut_tokens > 0 for answer in asked)
+    if not cut:
+        return None
+    return Note(
+        f"{label} read {cut:,} of {len(asked):,} prompts without their middle, which exceeded its "
+        "limit of tokens: this is not the task at its full length."
+    )
 
 
 def _own_scores(table: paper.PaperTable, evaluation: Evaluation) -> dict[paper.Place, str]:
