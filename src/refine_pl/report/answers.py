@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from refine_pl.evaluation.results import Average, Result
 from refine_pl.report.files import Fields, read_json, read_lines
 
 ANSWERS, SCORES, CARD = "answers.jsonl", "scores.json", "card.json"
@@ -26,31 +27,6 @@ class Answered:
     prompt_tokens: int
     cut_tokens: int  # taken out of the middle of the prompt
     finish: str  # eos, stop or length
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The mean score of a task at one length, percent."""
-
-    task: str
-    length: int | None
-    rule: str
-    rows: int
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Average:
-    """The mean of several tasks' means, percent."""
-
-    name: str
-    tasks: int
-    rows: int
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(slots=True)
