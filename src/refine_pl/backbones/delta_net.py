@@ -96,8 +96,7 @@ class DeltaNetMixer(DeltaRuleMixer):
 
 
 def _sum_normalize(x: Tensor) -> Tensor:
-    total = x.sum(-1, keepdim=True)
-    return x / torch.where(total == 0, 1, total)  # a head of zeros stays zero
+    return F.normalize(x, p=1, dim=-1, eps=1e-6).to(x.dtype)  # autocast makes it float32
 
 
 def _head_width(name: str, hidden_size: int, expand: float, num_heads: int) -> int:
@@ -130,7 +129,7 @@ class DeltaNet(StackedLM):
         conv_size: taps of the convolutions.
         allow_neg_eigval: write strengths up to 2 instead of 1.
         qk_activation: of q and k; with another one than silu their convolutions have none.
-        qk_norm: l2 divides q and k by their L2 norms, sum by their sums.
+        qk_norm: l2 divides q and k by their L2 norms, sum by the sums of their magnitudes.
         norm_eps: of the norms.
         tie_word_embeddings: use the embeddings as the head's weight.
         initializer_range: standard deviation of fresh weights.
@@ -193,6 +192,7 @@ class DeltaNet(StackedLM):
     ) -> None:
         fields = {k: v for k, v in locals().items() if k not in _NOT_PUBLISHED}
         require("hidden_act", hidden_act, ("swish", "silu"), "the MLP is a SwiGLU")
+        fields["hidden_act"] = "swish"  # the only name of it that fla's classes take
         require("attn", attn, (None,), "layers of softmax attention have no fixed-size state")
         require("use_l2warp", use_l2warp, (False,), "it changes the gradient of the loss")
         require("attnres_block_size", attnres_block_size, (None,), "it changes the residuals")

@@ -203,6 +203,7 @@ class GatedDeltaNet(StackedLM):
     ) -> None:
         fields = {k: v for k, v in locals().items() if k not in _NOT_PUBLISHED}
         require("hidden_act", hidden_act, ("swish", "silu"), "the MLP is a SwiGLU")
+        fields["hidden_act"] = "swish"  # the only name of it that fla's classes take
         require("attn", attn, (None,), "layers of softmax attention have no fixed-size state")
         require("use_l2warp", use_l2warp, (False,), "it changes the gradient of the loss")
         require("attnres_block_size", attnres_block_size, (None,), "it changes the residuals")

@@ -1,0 +1,120 @@
+"""flash-linear-attention without a GPU: its Triton kernels in Triton's interpreter, on the CPU.
+
+The interpreter must be chosen before triton is imported, and what is changed here stays changed:
+both belong in a process of their own, which ``run`` starts and ``prepare`` sets up. 16 bits are of
+no use there: products of bfloat16 come out wrong.
+"""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def run(script, *arguments):
+    """What ``script`` prints as JSON in its last line, run with the interpreter chosen."""
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    chosen = {
+        "TRITON_INTERPRET": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**os.environ, **chosen},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepare():
+    """Make fla importable, and its kernels run, in this process."""
+    assert os.environ.get("TRITON_INTERPRET") == "1", "start this process with run()"
+    torch.set_num_threads(1)
+    _take_the_first_configuration()
+    _count_loops_in_tensors()
+    _patch_the_language_once()
+    _allow_float32()
+    _allow_the_cpu()
+
+
+def _take_the_first_configuration():
+    """Choosing one would time all of them on a device; they differ in nothing but speed."""
+    from triton.runtime.autotuner import Autotuner
+
+    def run_first(self, *arguments, **options):
+        return self.fn.run(*arguments, **options, **self.configs[0].all_kwargs())
+
+    Autotuner.run = run_first
+
+
+def _count_loops_in_tensors():
+    """A kernel's ``range`` gives tensors when it is compiled: fla calls ``.to(...)`` on them."""
+    from triton.runtime import interpreter
+
+    def number(bound):
+        bound = getattr(bound, "value", bound)  # of a constexpr
+        return int(bound.handle.data.item()) if hasattr(bound, "handle") else int(bound)
+
+    def tensor_range(*bounds):
+        return map(interpreter._implicit_cvt, range(*map(number, bounds)))
+
+    def visit_for(self, node):
+        node = self.generic_visit(node)
+        call = node.iter
+        if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "range":
+            call.func.id = "_tensor_range"
+        return node
+
+    interpreter._tensor_range = tensor_range  # kernels see the interpreter's global names
+    interpreter.ASTTransformer.visit_For = visit_for
+
+
+def _patch_the_language_once():
+    """The interpreter does so at every call inside a kernel, which takes most of its time."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    class Kept:
+        def restore(self):
+            """Nothing else runs in this process."""
+
+    def patch_once(function):
+        seen = function.__globals__.values()
+        languages = tuple(any(value is lang for value in seen) for lang in (tl, tl.core))
+        if languages not in patched:
+            patch(function)
+            patched.add(languages)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
+
+
+def _allow_float32():
+    """DeltaNet's chunk kernels work in float32 as well: one line in front of them refuses it."""
+    chunk = importlib.import_module("fla.ops.delta_rule.chunk")
+    source = inspect.getsource(chunk.chunk_delta_rule)
+    refusal = "assert q.dtype != torch.float32"
+    assert refusal in source
+    exec(source.replace(refusal, "assert True"), vars(chunk))
+    for name in ("fla.ops.delta_rule", "fla.layers.delta_net"):
+        importlib.import_module(name).chunk_delta_rule = chunk.chunk_delta_rule
+
+
+def _allow_the_cpu():
+    """Our own choice of kernels knows nothing of the interpreter."""
+    from refine_kernels.delta_rule import interface
+
+    interface.choose = lambda backend, device, dtype: "fla" if backend == "fla" else "torch"

@@ -1,0 +1,184 @@
+"""Exported and published models in flash-linear-attention's own classes, without a GPU.
+
+Both sides compute in float32, theirs with its Triton kernels in Triton's interpreter. Each kind of
+model is compared in a process of its own, which is this file run as a script.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+
+import interpreted_fla
+import pytest
+import torch
+
+from refine_pl.backbones import DeltaNet, GatedDeltaNet, load_pretrained, save_pretrained
+
+pytestmark = pytest.mark.slow
+
+SIZES = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 1, "num_heads": 2}
+SIZES["initializer_range"] = 0.1  # the layers weigh as much as the embeddings
+OPTIONS = {
+    "delta_net": [
+        {"num_hidden_layers": 2},
+        {"use_gate": True, "tie_word_embeddings": True, "allow_neg_eigval": True, "conv_size": 3},
+        {"use_short_conv": False, "use_beta": False, "qk_activation": "identity", "qk_norm": "sum"},
+    ],
+    "gated_deltanet": [
+        {"num_hidden_layers": 2, "head_dim": 32, "num_v_heads": 4},
+        {"head_dim": 48, "expand_v": 1.0, "use_gate": False, "allow_neg_eigval": True},
+        {"head_dim": 32, "output_gate_activation": "sigmoid", "use_short_conv": False},
+    ],
+}
+LENGTH = 67  # a full chunk and three tokens; up to 64 another kernel reads token by token
+CLOSE = 1e-5
+CLOSE_GRADIENT = 1e-4  # sums over all tokens, some of them nearly zero
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_models(kind):
+    pytest.importorskip("triton")
+    errors = interpreted_fla.run(__file__, kind)
+    assert all(error < CLOSE for error in errors["exported"]), errors
+    assert len(errors["exported"]) == len(OPTIONS[kind])
+    assert errors["one weight changed"] > 100 * CLOSE
+    assert errors["generated"] < CLOSE
+    assert max(errors["published"], errors["loss"]) < CLOSE
+    assert errors["gradients"]
+    assert all(error < CLOSE_GRADIENT for error in errors["gradients"].values()), errors
+
+
+def test_our_path_through_its_kernels():
+    pytest.importorskip("triton")
+    errors = interpreted_fla.run(__file__, "delta_rule")
+    compared = {"output", "state", "states", "dq", "dk", "dv", "dbeta", "dinitial_state"}
+    assert errors["no decay"].keys() == compared
+    assert errors["decay"].keys() == compared | {"dlog_decay"}
+    assert all(error < CLOSE for part in errors.values() for error in part.values()), errors
+
+
+@torch.no_grad()
+def relative(got, expected):
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def logits_of(policy, tokens):
+    hidden = policy(tokens).hidden
+    return policy.head(hidden.flatten(0, 1), logits=True).logits.unflatten(0, tokens.shape)
+
+
+@torch.no_grad()
+def spread_norms(model):
+    """Fresh norms multiply by one: a weight that is never read would not be seen."""
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.uniform_(0.5, 1.5)
+    return model
+
+
+def in_their_classes(policy):
+    """As a user of the exported folder would load it."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(policy, folder)
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def exported(kind):
+    errors = {"exported": []}
+    tokens = torch.randint(0, 97, (2, LENGTH))
+    cls = {"delta_net": DeltaNet, "gated_deltanet": GatedDeltaNet}[kind]
+    policies = [spread_norms(cls(**SIZES | options)) for options in OPTIONS[kind]]
+    for policy in policies:
+        expected = in_their_classes(policy)(input_ids=tokens).logits
+        errors["exported"].append(relative(logits_of(policy, tokens), expected))
+    policies[-1].model.layers[0].attn.k_proj.weight[0, 0] += 1
+    errors["one weight changed"] = relative(logits_of(policies[-1], tokens), expected)
+    errors["generated"] = generated(policies[0])
+    return errors
+
+
+@torch.no_grad()
+def generated(policy):
+    """Their logits of three tokens, each from the state behind the one before, against ours."""
+    answer = in_their_classes(policy).generate(
+        input_ids=torch.randint(0, 97, (1, 5)),
+        max_new_tokens=3,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    got = logits_of(policy, answer.sequences)[:, -4:-1]
+    return relative(got, torch.stack(answer.logits, 1))
+
+
+def published(kind):
+    """What their classes initialised and saved, and the gradients of its next-token loss."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {**SIZES, **OPTIONS[kind][0], "num_hidden_layers": 1}
+    # The fused loss takes no tensors of the CPU. It is the same loss.
+    config = AutoConfig.for_model(kind, **options, fuse_cross_entropy=False)
+    theirs = spread_norms(AutoModelForCausalLM.from_config(config))
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_pretrained(folder)
+    tokens = torch.randint(0, 97, (2, LENGTH))
+    expected = theirs(input_ids=tokens, labels=tokens)
+    hidden = ours(tokens).hidden[:, :-1]
+    loss = -ours.head(hidden.flatten(0, 1), tokens[:, 1:].flatten()).logprob.mean()
+    expected.loss.backward()
+    loss.backward()
+    return {
+        "published": relative(logits_of(ours, tokens), expected.logits),
+        "loss": relative(loss, expected.loss),
+        "gradients": {
+            name: relative(ours.get_parameter(name).grad, weight.grad)
+            for name, weight in theirs.named_parameters()
+        },
+    }
+
+
+def our_path(decay):
+    """Outputs, states and gradients of the delta rule by both of our implementations."""
+    from refine_kernels.delta_rule import delta_rule, fla_backend
+
+    fla_backend.TRAIL_TOKENS = 64  # several pieces of a short row
+    length = 100 if decay else 128  # with and without a rest
+    q, k, v = (torch.randn(2, length, 2, width) for width in (32, 32, 48))
+    inputs = {"q": q, "k": k, "v": v, "beta": torch.rand(2, length, 2)}
+    if decay:
+        inputs["log_decay"] = -torch.rand(2, length, 2)
+    inputs["initial_state"] = torch.randn(2, 2, 32, 48)
+    positions = torch.tensor([[0, 1, 63, length], [64, 65, 80, length - 1]])
+    results = []
+    for backend in ("fla", "torch"):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+        out = delta_rule(**leaves, normalize_qk=True, keep_trail=True, backend=backend)
+        states = out.trail.at(positions)
+        loss = out.output.sin().sum() + states.sin().sum() + out.state.cos().sum()
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        named = zip((f"d{name}" for name in leaves), gradients, strict=True)
+        results.append({"output": out.output, "state": out.state, "states": states, **dict(named)})
+    got, expected = results
+    return {name: relative(got[name], tensor) for name, tensor in expected.items()}
+
+
+def main(kind):
+    interpreted_fla.prepare()
+    importlib.import_module("fla")  # tells transformers its kinds of models
+    torch.manual_seed(0)
+    if kind == "delta_rule":
+        errors = {"no decay": our_path(decay=False), "decay": our_path(decay=True)}
+    else:
+        errors = exported(kind) | published(kind)
+    print(json.dumps(errors))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
