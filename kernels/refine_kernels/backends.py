@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-Backend = Literal["auto", "torch", "fla"]
+FlaBackend = Literal["auto", "torch", "fla"]  # of operations that fla has kernels for
+CompiledBackend = Literal["auto", "torch", "compiled"]  # of those that can be compiled
+Backend = Literal["auto", "torch", "fla", "compiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,19 @@ def fla_missing() -> str | None:
     return None
 
 
-def choose(backend: Backend, device: torch.device, dtype: torch.dtype) -> Literal["torch", "fla"]:
+def compiler_missing() -> str | None:
+    """Why torch cannot compile for the CPU here, or None if it can."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler ({compiler})"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python's C headers are not installed (python3-dev)"
+    return None
+
+
+def choose(
+    backend: FlaBackend, device: torch.device, dtype: torch.dtype
+) -> Literal["torch", "fla"]:
     """The implementation that ``backend`` means for tensors of this device and type.
 
     Raises:
@@ -63,10 +81,14 @@ def report() -> list[Choice]:
             "chunked, own backward" if missing else "used for float32 and float64 only",
         ),
     ]
+    long_rows = "but for long rows in float32 on a CPU: element-wise work"
+    rows += [
+        Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),
+        Choice("lact_update", "compiled", False, compiler_missing() or long_rows),
+    ]
     for op, reason in (
         ("delta_rule_shared", "short continuations of shared states"),
         ("short_conv", "own backward on the CPU, conv1d on CUDA"),
-        ("lact_update", "chunks of fast weights, own backward"),
         ("window_attention", "blocks of queries, scaled dot products"),
         ("token_stats", "blocks of tokens, recomputed in the backward pass"),
     ):

@@ -42,7 +42,20 @@ def test_table_and_figures(tmp_path):
     forked = written["arms"][1]
     assert set(forked["parts_s"]) == {"prefill", "select", "rollout", "reward", "update"}
     assert len(written["ratios"]) == 5
+    assert "chunk loop" not in outcome.stdout
     assert written["equality"]["same_tokens"] == 1.0
+
+
+def test_the_chunk_loop_of_lact(tmp_path):
+    figures = tmp_path / "figures.json"
+    recipe = RECIPE.replace("tiny_mid", "lact_tiny_mid")
+    outcome = command_line.run("bench", "--config", recipe, *SMALL, f"--bench.json={figures}")
+    assert outcome.code == 0, outcome.stderr
+    assert "2 heads of 16, chunk 128, element-wise work uncompiled" in outcome.stdout
+    ratios = json.loads(figures.read_text())["ratios"]
+    for name in ("forward", "forward and backward"):
+        assert ratios[f"chunk loop / its products, {name}"] > 0
+        assert f"chunk loop / its products, {name} " in outcome.stdout
 
 
 def test_nothing_is_timed_when_the_arms_differ(monkeypatch):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, chunk, lact_update
-from refine_kernels.lact_update.chunk import direction, read
+from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, blocks, lact_update
+from refine_kernels.lact_update.directions import Written, direction
+from refine_kernels.lact_update.reading import read
 from refine_kernels.lact_update.reference import lact_reference
 from refine_kernels.lact_update.step import newton_schulz
 
@@ -81,14 +82,16 @@ def test_gradients_of_the_two_halves(per_channel):
         [*weights, *others, k],
     )
     assert torch.autograd.gradcheck(
-        lambda *x: tuple(direction(FastWeights(*x[:3]), *x[3:])), [*weights, k, v, rates]
+        lambda *x: tuple(direction(FastWeights(*x[:3]), Written.of(*x[3:]))[0]),
+        [*weights, k, v, rates],
     )
 
 
 def test_the_direction_is_a_gradient():
     weights = [draw(1, 1, 6, 4), draw(1, 1, 4, 6), draw(1, 1, 6, 4, seed=1)]
     k, v = draw(1, 7, 1, 4, seed=2), draw(1, 7, 1, 4, seed=3)
-    found = direction(FastWeights(*weights), k, v, torch.ones(1, 7, 1, 3, dtype=torch.float64))
+    rates = torch.ones(1, 7, 1, 3, dtype=torch.float64)
+    found, _ = direction(FastWeights(*weights), Written.of(k, v, rates))
     score = (read([FastWeights(*weights)], k, 7) * v).sum()
     for a, b in zip(found, torch.autograd.grad(score, weights), strict=True):
         torch.testing.assert_close(a, b)
@@ -107,11 +110,35 @@ def test_blocks_change_nothing(elements, tokens, number, monkeypatch):
         return [output, *torch.autograd.grad((output * output.detach().cos()).sum(), inputs)]
 
     whole = run()
-    monkeypatch.setitem(chunk.BLOCK_ELEMENTS, "cpu", elements)
-    monkeypatch.setattr(chunk, "BLOCK_TOKENS", tokens)
-    assert len(list(chunk._blocks(brought.k[:, :40], inner=6))) == number
+    monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", elements)
+    monkeypatch.setattr(blocks, "BLOCK_TOKENS", tokens)
+    assert len(list(blocks.blocks(brought.k[:, :40], inner=6))) == number
     for a, b in zip(run(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_of_a_part_and_twice():
+    """Chunks pass their tokens' gradients on: also where only some have any, and once more."""
+    q, tokens, initial = problem(23)
+    inputs = [*tokens.tensors(), *initial]
+    result = lact_update(q, tokens, initial, UpdateRule(5))
+    outputs = result.output.split(5, 1)
+    states = [each.applied.w0 for each in result.trail.entering]
+
+    def found(loss):
+        gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        return [
+            torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)
+        ]
+
+    parts = [out.sin().sum() for out in outputs] + [state.cos().sum() for state in states]
+    whole = found(sum(parts))
+    separate = [found(part) for part in parts]
+    assert any(bool((each[0][:, 5:] == 0).all()) for each in separate)  # a later chunk had none
+    for i, expected in enumerate(whole):
+        torch.testing.assert_close(sum(each[i] for each in separate), expected)
+    for a, b in zip(found(sum(parts)), whole, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 12, 5), (2, 5, 12)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refine_kernels.backends import Backend, choose
+from refine_kernels.backends import FlaBackend, choose
 from refine_kernels.delta_rule.chunked import ChunkedDeltaRule
 from refine_kernels.delta_rule.fla_backend import FlaTrail, delta_rule_fla
 from refine_kernels.delta_rule.trail import DeltaRuleTrail
@@ -34,7 +34,7 @@ def delta_rule(
     normalize_qk: bool = False,
     keep_trail: bool = False,
     chunk_size: int = 64,
-    backend: Backend = "auto",
+    backend: FlaBackend = "auto",
 ) -> DeltaRuleOutput:
     """Read whole sequences (equations in ``reference.py``), differentiably.
 

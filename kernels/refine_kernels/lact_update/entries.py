@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refine_kernels.lact_update.chunk import read
+from refine_kernels.lact_update.reading import read
 from refine_kernels.lact_update.weights import FastState, join
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refine_kernels.backends import CompiledBackend
+from refine_kernels.lact_update.compiled import choose
 from refine_kernels.lact_update.entries import Bank
 from refine_kernels.lact_update.scan import scan
 from refine_kernels.lact_update.shared import SharedFastState
@@ -63,6 +65,7 @@ def lact_update(
     initial: FastWeights,
     rule: UpdateRule,
     state: SharedFastState | None = None,
+    backend: CompiledBackend = "auto",
 ) -> FastOutput:
     """Read whole rows (equations in ``reference.py``), differentiably.
 
@@ -72,27 +75,29 @@ def lact_update(
         initial: weights ``[H, ...]`` of an empty text; their row norms hold for the whole text.
         rule: how the weights change.
         state: what the rows continue; an empty text if left out.
+        backend: of the element-wise work; see :func:`refine_kernels.lact_update.compiled.choose`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a backend that cannot run.
     """
     _check(q, tokens, initial)
     dtype = torch.promote_types(initial.w0.dtype, torch.float32)
-    batch, length = q.shape[:2]
+    batch, length, heads = q.shape[:3]
+    terms = choose(backend, q.device, dtype, length * heads * initial.w0.shape[-2])
     with torch.autocast(q.device.type, enabled=False):
         initial = initial.map(lambda w: w.to(dtype))
         norms = row_norms(initial)
         if state is None:
             entering = start(initial, rule, tokens.momentum is not None)
             entering = entering.map(lambda w: w.expand(batch, *w.shape))
-            output, states = scan(q, tokens, entering, norms, rule)
+            output, states = scan(q, tokens, entering, norms, rule, terms)
             return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
         rows = state.fold()
         index = _aligned(rows.fill, rows.source.k.shape[1], length)
         tokens = both(rows.source, tokens, lambda a, b: rows_of(torch.cat([a, b], 1), index))
         queries = rows_of(q, _new(rows.fill, tokens.k.shape[1], length))
         entering = rows.bank.states.map(lambda w: w.index_select(0, rows.bank.index))
-        output, states = scan(queries, tokens, entering, norms, rule)
+        output, states = scan(queries, tokens, entering, norms, rule, terms)
         new = torch.arange(length, device=q.device) + rows.fill[:, None]
         number = torch.arange(batch, device=q.device)[:, None]
         output = rows_of(output, new + number * output.shape[1])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from refine_kernels.lact_update.chunk import direction
+from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
 from refine_kernels.lact_update.step import step
 from refine_kernels.lact_update.weights import (
@@ -228,7 +228,7 @@ def _masked_direction(
     dtype = weights.w0.dtype
     mask = inside.to(dtype)[:, :, None, None]
     rates = tokens.rates.to(dtype) * mask
-    found = direction(weights, tokens.k.to(dtype), tokens.v.to(dtype), rates)
+    found, _ = direction(weights, Written.of(tokens.k.to(dtype), tokens.v.to(dtype), rates))
     if tokens.momentum is None:
         return found, None
     return found, (tokens.momentum.to(dtype) * mask[..., 0]).sum(1)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_kernels.backends import Backend
+from refine_kernels.backends import FlaBackend
 from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, ShortConv
 from refine_pl.backbones.stack import RMSNorm, StackedLM, intermediate_size_for, require
 from refine_pl.errors import ConfigError
@@ -39,7 +38,7 @@ class DeltaNetMixer(DeltaRuleMixer):
         qk_activation: QKActivation,
         qk_norm: QKNorm,
         norm_eps: float,
-        backend: Backend,
+        backend: FlaBackend,
     ) -> None:
         super().__init__()
         self.key_width = _head_width("expand_k", hidden_size, expand_k, num_heads)
@@ -188,7 +187,7 @@ class DeltaNet(StackedLM):
         fuse_cross_entropy: bool = True,
         fuse_linear_cross_entropy: bool = False,
         activation_checkpointing: bool = False,
-        backend: Backend = "auto",
+        backend: FlaBackend = "auto",
     ) -> None:
         fields = {k: v for k, v in locals().items() if k not in _NOT_PUBLISHED}
         require("hidden_act", hidden_act, ("swish", "silu"), "the MLP is a SwiGLU")

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from refine_kernels.backends import Backend
+from refine_kernels.backends import FlaBackend
 from refine_kernels.delta_rule import (
     DeltaRuleOutput,
     SharedState,
@@ -107,7 +107,7 @@ class DeltaRuleMixer(Mixer):
     """
 
     normalize_qk: bool
-    backend: Backend
+    backend: FlaBackend
     q_conv1d: ShortConv | None
     k_conv1d: ShortConv | None
     v_conv1d: ShortConv | None

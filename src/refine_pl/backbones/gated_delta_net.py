@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_kernels.backends import Backend
+from refine_kernels.backends import FlaBackend
 from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, ShortConv
 from refine_pl.backbones.stack import RMSNorm, StackedLM, intermediate_size_for, require
 from refine_pl.errors import ConfigError
@@ -43,7 +43,7 @@ class GatedDeltaNetMixer(DeltaRuleMixer):
         allow_neg_eigval: bool,
         output_gate_activation: OutputGateActivation,
         norm_eps: float,
-        backend: Backend,
+        backend: FlaBackend,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -199,7 +199,7 @@ class GatedDeltaNet(StackedLM):
         fuse_cross_entropy: bool = True,
         fuse_linear_cross_entropy: bool = False,
         activation_checkpointing: bool = False,
-        backend: Backend = "auto",
+        backend: FlaBackend = "auto",
     ) -> None:
         fields = {k: v for k, v in locals().items() if k not in _NOT_PUBLISHED}
         require("hidden_act", hidden_act, ("swish", "silu"), "the MLP is a SwiGLU")

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from refine_kernels.backends import CompiledBackend
 from refine_kernels.lact_update import UpdateRule
 from refine_pl.backbones.lact_mixer import LaCTMixer
 from refine_pl.backbones.stack import StackedLM, intermediate_size_for, require
@@ -66,6 +67,8 @@ class LaCT(StackedLM):
         last_layer_fuse_norm: no effect.
         fuse_swiglu: no effect.
         fuse_cross_entropy: no effect.
+        backend: of the element-wise work between the fast weights' products: compiled, torch
+            (uncompiled), or auto, which compiles for long rows in float32 on a CPU.
         activation_checkpointing: keep only each block's input for the backward pass.
     """
 
@@ -113,6 +116,7 @@ class LaCT(StackedLM):
         last_layer_fuse_norm: bool = True,
         fuse_swiglu: bool = True,
         fuse_cross_entropy: bool = True,
+        backend: CompiledBackend = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
         fields = {k: v for k, v in locals().items() if k not in _NOT_PUBLISHED}
@@ -146,6 +150,7 @@ class LaCT(StackedLM):
                 fw_init_gain=fw_init_gain,
                 rope_theta=rope_theta,
                 rule=UpdateRule(lact_chunk_size, ttt_prenorm, muon),
+                backend=backend,
             ),
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -183,4 +188,4 @@ def _check_widths(
         )
 
 
-_NOT_PUBLISHED = {"self", "__class__", "activation_checkpointing"}
+_NOT_PUBLISHED = {"self", "__class__", "activation_checkpointing", "backend"}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine_kernels.backends import CompiledBackend
 from refine_kernels.lact_update import (
     FastTokens,
     FastWeights,
@@ -91,8 +92,10 @@ class LaCTMixer(Mixer):
         fw_init_gain: float,
         rope_theta: float,
         rule: UpdateRule,
+        backend: CompiledBackend,
     ) -> None:
         super().__init__()
+        self.backend: CompiledBackend = backend
         self.num_heads, self.num_fast_heads = num_attn_heads, num_lact_heads
         self.head_width = hidden_size // num_attn_heads
         self.fast_width = hidden_size // num_lact_heads
@@ -144,8 +147,9 @@ class LaCTMixer(Mixer):
             seen, seen_trail = window_attention(
                 main.q, main.k, main.v, self.window, None if state is None else state.seen
             )
+            before_fast = None if state is None else state.fast
             result = lact_update(
-                main.fast_q, main.fast, initial, self.rule, None if state is None else state.fast
+                main.fast_q, main.fast, initial, self.rule, before_fast, self.backend
             )
             output = result.output
             if len(result.trail.entering) == 1:

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ def load_pretrained(
             ``owner/model``, or ``owner/model/folder`` where a repository holds several models.
         revision: branch, tag or commit on the hub.
         activation_checkpointing: keep only each block's input for the backward pass.
-        backend: of the recurrence, for models that have a choice.
+        backend: of the kind of model's main operation; fla is one of the delta rule alone,
+            compiled one of LaCT.
 
     Raises:
         CheckpointError: nothing there, another kind of model, options or weights that do not fit.
@@ -67,10 +68,11 @@ def load_pretrained(
     config = read_json(folder / CONFIG)
     options: dict[str, Any] = {"activation_checkpointing": activation_checkpointing}
     cls = model_class(config, folder / CONFIG)
-    if "backend" in inspect.signature(cls).parameters:
+    allowed = get_args(get_type_hints(cls.__init__).get("backend", Literal["auto"]))
+    if backend not in allowed:
+        raise ConfigError(f"{cls.__name__} has no backend {backend!r}", allowed=", ".join(allowed))
+    if backend != "auto":
         options["backend"] = backend
-    elif backend != "auto":
-        raise ConfigError(f"{cls.__name__} has no backend {backend!r}", allowed="auto")
     policy = build(config, folder / CONFIG, **options)
     weights = {name: tensor.float() for name, tensor in read_weights(folder).items()}
     weights = _without_unused(weights, config["model_type"], folder)

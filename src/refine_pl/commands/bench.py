@@ -17,6 +17,7 @@ from jsonargparse.typing import PositiveInt
 
 from refine_kernels.backends import report
 from refine_pl.benchmark.arms import Updater, arms_of
+from refine_pl.benchmark.chunk_loop import chunk_loop
 from refine_pl.benchmark.equality import compare
 from refine_pl.benchmark.measure import measure
 from refine_pl.benchmark.table import render, summary
@@ -30,8 +31,9 @@ from refine_pl.rollouts import Forked, Recompute
 
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
 ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,
-padded to the full length). Checks first that forked and recomputed updates are equal. Text is
-random: only sizes matter. The recipe's trainer and data sections are not used."""
+padded to the full length). Checks first that forked and recomputed updates are equal. Of a LaCT
+model it also times the loop over chunks against its matrix products alone. Text is random: only
+sizes matter. The recipe's trainer and data sections are not used."""
 
 # The other sections of a recipe.
 _UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only")
@@ -133,6 +135,18 @@ def main(argv: Sequence[str]) -> int:
     _write(render(results, settings.batch_size * settings.sequence_length) + "\n")
     for name, value in ratios.items():
         _write(f"{name:<28}{value:6.2f}")
+    loop = chunk_loop(
+        module.policy,
+        settings.batch_size,
+        settings.sequence_length,
+        settings.repeats,
+        settings.device,
+    )
+    if loop is not None:
+        _write(f"\n{loop.describe()}")
+        ratios |= loop.ratios()
+        for name, value in loop.ratios().items():
+            _write(f"{name:<50}{value:6.2f}")
     if settings.json is not None:
         figures = {
             "machine": _machine(settings),
