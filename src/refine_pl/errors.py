@@ -59,6 +59,33 @@ class CheckpointError(UserError):
     """A checkpoint does not fit what it is loaded into."""
 
 
+def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of those that a setting may have.
+
+    The command line knows them from the type; this is for classes made in Python, where another
+    word would silently mean one of them.
+
+    Args:
+        owner: the class that has the setting.
+        name: of the setting.
+        value: what was given.
+        choices: what may be.
+
+    Raises:
+        ConfigError: with the nearest choice.
+    """
+    choices = list(choices)
+    if value in choices:
+        return
+    close = nearest(str(value), choices)
+    raise ConfigError(
+        f"{name} is {value!r}",
+        where=owner,
+        allowed=f"one of {', '.join(choices)}",
+        way_out=f"did you mean {close}?" if close else None,
+    )
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that is spelt most like ``name``, or ``None`` if none comes close."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)

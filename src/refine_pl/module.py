@@ -1,7 +1,9 @@
 """RefineModule: owns the policy and the parts, runs iterations, logs.
 
 What one update computes is in ``refine_step.py``, and how a batch becomes updates in
-``update_loop.py``.
+``update_loop.py``. Around it: ``run_phases.py`` says which updates a batch is made into,
+``held_out.py`` what validation measures, ``run_log.py`` what is logged, and ``run_state.py`` what a
+checkpoint keeps.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from torch.optim import Optimizer
 
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.evaluation.answering import Answering
+from refine_pl.held_out import tally_rows, tally_sequences, validation_sums
 from refine_pl.losses import ClippedPolicy
 from refine_pl.objectives import AnswerObjective, SupervisedAnswers
 from refine_pl.parts import (
@@ -50,21 +52,20 @@ from refine_pl.run_checks import (
     check_state,
     check_trainer,
 )
-from refine_pl.run_log import (
-    VALIDATION_SUMS,
-    FlatRewards,
-    Tally,
-    tally_answers,
-    tally_scores,
-    tally_validation,
+from refine_pl.run_log import FlatRewards, Tally, logged_means
+from refine_pl.run_phases import describe_batch, training_phases
+from refine_pl.run_state import (
+    KEY,
+    fit_reference,
+    reset_counters,
+    restore_counters,
+    run_state,
 )
 from refine_pl.selectors import PositionSelector
 from refine_pl.sharding import class_name, gather, scatter, shard
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import Answer, TaskBatch
-from refine_pl.update_loop import Processes, Settings, UpdateLoop, cut
-
-COUNTERS = ("iteration", "updates", "skipped_steps", "tokens_seen")
+from refine_pl.update_loop import Processes, Settings, UpdateLoop
 
 
 class RefineModule(LightningModule):
@@ -206,52 +207,15 @@ class RefineModule(LightningModule):
         """Count from 0 unless resumed; say what is trained, and what an iteration is."""
         self.settings = self.own_settings
         if self.trainer.ckpt_path is None:
-            for name in COUNTERS:
-                setattr(self, name, 0)
+            reset_counters(self)
         size = sum(p.numel() for p in self.policy.parameters())
         kind = class_name(self.policy)
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if isinstance(batch_size, int):
-            phases = self.phases()
-            if len(phases) == 1:
-                self.print(phases[0].describe(self, batch_size, self.own_settings))
-            else:
-                self.print(self.describe_iteration(batch_size, self.own_settings))
-
-    def phases(self) -> list[Any]:
-        """The callbacks of the trainer that say what a batch of training does."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [c for c in callbacks if getattr(c, "trains", False)]
-
-    def updates_per_batch(self, batch_size: int) -> int | None:
-        """Optimizer steps of a batch, ``None`` if the run has phases that differ in it."""
-        refine = 1 if self.steps == "per_batch" else batch_size // self.minibatch_size
-        counts = {phase.updates_per_batch(refine) for phase in self.phases()} or {refine}
-        return counts.pop() if len(counts) == 1 else None
-
-    def draws_rollouts(self, settings: Settings) -> bool:
-        """Whether a phase of this run draws rollouts under these settings."""
-        phases = self.phases()
-        if not phases:
-            return settings.weights.needs_rollouts
-        return any(phase.draws(settings) for phase in phases)
-
-    def describe_iteration(self, batch_size: int, settings: Settings) -> str:
-        """What ReFINE makes of a batch of ``batch_size`` sequences over all processes."""
-        size = batch_size if self.steps == "per_batch" else self.minibatch_size
-        updates = batch_size // size
-        text = f"{batch_size:,} sequences = {updates} update{'s' if updates > 1 else ''} of {size}"
-        if not settings.weights.needs_rollouts:
-            return f"{text}; no rollouts"
-        plan = settings.plan
-        length = getattr(getattr(self.trainer, "datamodule", None), "sequence_length", None)
-        positions = plan.num_segments
-        if isinstance(length, int):
-            positions = self.refine_step.selector.count(length, plan)
-        rollouts = batch_size * positions * plan.rollouts_per_position
-        tokens = f"{plan.rollout_length} token{'s' if plan.rollout_length > 1 else ''}"
-        return f"{text}; {rollouts:,} rollouts of {tokens}"
+            phases = training_phases(self)
+            reader = phases[0] if len(phases) == 1 else None
+            self.print(describe_batch(self, reader, batch_size, self.own_settings))
 
     def on_train_start(self) -> None:
         """The configuration decides over the optimizer's settings, not the checkpoint."""
@@ -264,7 +228,7 @@ class RefineModule(LightningModule):
         """One iteration: what the phase makes of a batch; without one, sequences are refined."""
         self._check_batch_size(batch)
         self._apply_lr()
-        phases = self.phases()
+        phases = training_phases(self)
         if phases or isinstance(batch, TaskBatch):
             check_is_read(batch, phases).iterate(self, batch)
         else:
@@ -334,15 +298,7 @@ class RefineModule(LightningModule):
         tally, stopwatch = self._tally, self._stopwatch
         self._tally, self._stopwatch = Tally(), Stopwatch()
         means = tally.means(self.device, self._sum_over_processes)
-        weights = self.settings.weights
-        logged = {}
-        if "ntp_loss" in means:
-            logged["train/loss"] = weights.ntp_weight * means["ntp_loss"]
-            logged["train/loss"] += weights.policy_weight * means.get("policy_loss", 0.0)
-            logged["train/loss"] += weights.kl_weight * means.get("kl", 0.0)
-        for name, value in means.items():
-            group = "train/" if name in ("ntp_loss", "policy_loss", "kl") else "policy/"
-            logged[name if "/" in name else group + name] = value
+        logged = logged_means(means, self.settings.weights)
         logged["optim/lr"] = self._optimizer().param_groups[0]["lr"]
         logged["optim/updates"] = self.updates
         logged["optim/skipped_steps"] = self.skipped_steps
@@ -373,36 +329,18 @@ class RefineModule(LightningModule):
     # Validation ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Start to sum anew. Every process names all sums, even if it gets no batch."""
-        self._validation = Tally(VALIDATION_SUMS)
-        for name in self.refine_step.reward.parts():
-            self._validation.add(f"val/reward_{name}", 0.0, 0)
+        """Start to sum anew."""
+        self._validation = validation_sums(self)
         gather(self.policy)  # processes may have different numbers of batches
 
     def validation_step(
         self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Next-token loss and accuracy, and rollouts from streams that are the same every time.
-
-        The rollouts follow the module's own settings, whatever a schedule has changed. Rows of
-        tasks are answered and scored.
-        """
+        """Measure sequences; rows of tasks are answered and scored."""
         if isinstance(batch, TaskBatch):
-            answers = self.test_step(batch, batch_idx)
-            for rows in cut(batch, self.microbatch_size):
-                tally_answers(self._validation, self.policy, rows)
-            tally_scores(self._validation, answers)
-            return
-        for micro_batch in cut(batch, self.microbatch_size):
-            generator = RowRandom(self.seed, 0, micro_batch.rows, "validation")
-            tally_validation(
-                self._validation,
-                self.policy,
-                self.refine_step,
-                micro_batch,
-                self.own_settings.plan,
-                generator,
-            )
+            tally_rows(self._validation, self, batch, self.test_step(batch, batch_idx))
+        else:
+            tally_sequences(self._validation, self, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all tokens and all rollouts of all processes."""
@@ -431,32 +369,15 @@ class RefineModule(LightningModule):
     # Checkpoints ---------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counters, as plain numbers."""
-        checkpoint["refine_pl"] = {name: getattr(self, name) for name in COUNTERS}
-        checkpoint["refine_pl"]["backbone"] = self.policy.config()  # for export
-        spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
-        if spec is not None:
-            checkpoint["refine_pl"]["tokenizer"] = spec  # for test, predict and lm-eval
+        """Add the counters, and what the model was made from."""
+        checkpoint[KEY] = run_state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the counters, and make the reference fit what this run needs."""
-        for name, value in checkpoint.get("refine_pl", {}).items():
-            if name in COUNTERS:
-                setattr(self, name, int(value))
+        restore_counters(self, checkpoint)
         state = checkpoint.get("state_dict")
-        if state is None:  # a sharded run has loaded its weights already
-            return
-        has_reference = any(key.startswith("reference.") for key in state)
-        if self.reference is None:
-            checkpoint["state_dict"] = {
-                k: v for k, v in state.items() if not k.startswith("reference.")
-            }
-        elif not has_reference:  # the KL was turned on by this run: its reference is the checkpoint
-            state |= {
-                k.replace("policy.", "reference.", 1): v.clone()
-                for k, v in state.items()
-                if k.startswith("policy.")
-            }
+        if state is not None:  # a sharded run has loaded its weights already
+            checkpoint["state_dict"] = fit_reference(state, self.reference is not None)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

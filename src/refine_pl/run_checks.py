@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.records import RolloutPlan
+from refine_pl.run_phases import draws_rollouts, updates_per_batch
 from refine_pl.selectors import PositionSelector
 from refine_pl.task_records import TaskBatch
 
@@ -47,7 +48,7 @@ def check_trainer(trainer: Trainer, module: RefineModule) -> None:
     if isinstance(batch_size, int):
         processes = trainer.world_size
         check_batch_size(batch_size, module.minibatch_size, module.microbatch_size, processes)
-        _check_checkpoints(trainer, module.updates_per_batch(batch_size))
+        _check_checkpoints(trainer, updates_per_batch(module, batch_size))
 
 
 def check_sharding(trainer: Trainer) -> None:
@@ -102,7 +103,7 @@ def check_data(trainer: Trainer, module: RefineModule, stage: str) -> None:
             way_out="the tokenizer of that model, in data.tokenizer" if loaded else None,
         )
     _note_long_texts(data, module)
-    if stage == "fit" and module.draws_rollouts(module.own_settings):
+    if stage == "fit" and draws_rollouts(module, module.own_settings):
         check_plan(trainer, module, module.own_settings.plan, "model.num_segments")
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from refine_pl.advantages import GroupBy, group_statistics
-from refine_pl.backbones import FastWeightLM
-from refine_pl.losses import ntp_targets
-from refine_pl.objectives.supervised import answer_statistics
-from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, RolloutPlan
-from refine_pl.refine_step import RefineStep
-from refine_pl.stopwatch import Stopwatch
-from refine_pl.task_records import Answer, TaskBatch
+from refine_pl.records import Experience
+from refine_pl.refine_step import LossWeights
 
 METRICS: dict[str, str] = {
     "train/loss": "the weighted sum of the losses below, mean over the iteration's updates",
@@ -131,6 +125,19 @@ class Tally:
         return means
 
 
+def logged_means(means: Mapping[str, float], weights: LossWeights) -> dict[str, float]:
+    """Means of an iteration under the names that they are logged as, with their weighted sum."""
+    logged = {}
+    if "ntp_loss" in means:
+        logged["train/loss"] = weights.ntp_weight * means["ntp_loss"]
+        logged["train/loss"] += weights.policy_weight * means.get("policy_loss", 0.0)
+        logged["train/loss"] += weights.kl_weight * means.get("kl", 0.0)
+    for name, value in means.items():
+        group = "train/" if name in ("ntp_loss", "policy_loss", "kl") else "policy/"
+        logged[name if "/" in name else group + name] = value
+    return logged
+
+
 def tally_experience(tally: Tally, experience: Experience, group_by: GroupBy) -> None:
     """Add the rewards and advantages of one micro-batch of rollouts."""
     valid = experience.rollouts.valid
@@ -141,47 +148,6 @@ def tally_experience(tally: Tally, experience: Experience, group_by: GroupBy) ->
     tally.add_values("reward/total/group_std", groups.std)
     tally.add_values("advantage/zero_spread_groups", groups.zero_spread)
     tally.add_values("advantage/magnitude", experience.advantages[valid].abs())
-
-
-def tally_validation(
-    tally: Tally,
-    policy: FastWeightLM,
-    refine_step: RefineStep,
-    batch: Batch,
-    plan: RolloutPlan,
-    generator: RowRandom,
-) -> None:
-    """Add next-token loss and accuracy of held-out rows, and the rewards of rollouts from them."""
-    prefill = refine_step.prefill(policy, batch)
-    targets = ntp_targets(batch).flatten()
-    stats = policy.head(prefill.hidden.flatten(0, 1), targets, correct=True)
-    real = targets >= 0
-    tally.add_values("val/ntp_loss", -stats.logprob[real])
-    tally.add_values("val/accuracy", stats.correct[real])
-    tally.add_values("val/sampled_accuracy", stats.logprob[real].exp())
-    watch = Stopwatch(enabled=False)
-    experience = refine_step.draw(policy, batch, plan, generator, watch, prefill)
-    rollouts = experience.rollouts
-    equal = rollouts.tokens == rollouts.targets[:, :, None]
-    tally.add_values("val/exact_match", equal[rollouts.valid])
-    tally.add_values("val/reward", experience.rewards[rollouts.valid])
-    for name, part in experience.reward_parts.items():
-        tally.add_values(f"val/reward_{name}", part[rollouts.valid])
-
-
-def tally_answers(tally: Tally, policy: FastWeightLM, batch: TaskBatch) -> None:
-    """Add loss and accuracy of the true answers to held-out rows."""
-    logprob, correct = answer_statistics(policy, batch)
-    tally.add_values("val/sft_loss", -logprob)
-    tally.add_values("val/answer_accuracy", correct)
-
-
-def tally_scores(tally: Tally, answers: Iterable[Answer]) -> None:
-    """Add the scores of a model's own answers."""
-    from refine_pl.evaluation import score  # brings the scoring packages
-
-    for answer in answers:
-        tally.add("val/score", score(answer.row.task, answer.text, answer.row.answers), 1)
 
 
 class FlatRewards:

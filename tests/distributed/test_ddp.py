@@ -1,11 +1,8 @@
 """Two processes learn what one process learns, from the same configuration."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import run_script
 
 SCRIPT = """
 import sys
@@ -57,21 +54,10 @@ if run.is_global_zero:
                 "parameters": dict(model.policy.state_dict())}, path)
 """
 
-HELPERS = Path(__file__).parent.parent / "helpers"
-
 
 def train(folder, devices, kind):
-    script = folder / "train.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(HELPERS)!r})\n{SCRIPT}")
     path = folder / f"{devices}.pt"
-    done = subprocess.run(
-        [sys.executable, str(script), str(devices), str(path), kind],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(folder / "train.py", SCRIPT, devices, path, kind)
     return torch.load(path, weights_only=True)
 
 

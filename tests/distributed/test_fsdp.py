@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import command_line
 import pytest
@@ -12,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from recipes import CONFIGS, write_small
 from runs import trainer
 from safetensors.torch import load_file
+from scripts import run_script
 
 from refine_pl.errors import ConfigError
 from refine_pl.run_checks import check_sharding
@@ -67,15 +67,9 @@ if run.is_global_zero:
                 "reference": reference, "skipped": model.skipped_steps}, folder + ".pt")
 """
 
-HELPERS = Path(__file__).parent.parent / "helpers"
-
 
 def train(folder, devices, ckpt_path=""):
-    script = folder.with_suffix(".py")
-    script.write_text(f"import sys\nsys.path.insert(0, {str(HELPERS)!r})\n{SCRIPT}")
-    words = [sys.executable, script, str(devices), str(folder), str(ckpt_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(folder.with_suffix(".py"), SCRIPT, devices, folder, ckpt_path)
     return torch.load(folder.with_suffix(".pt"), weights_only=True)
 
 

@@ -1,11 +1,10 @@
 """Mean scores of two processes are means over all rows, however the rows are shared out."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 SCRIPT = """
 import json
@@ -56,18 +55,9 @@ def test_two_processes_equal_one(tmp_path):
     rows = [row for row in json.loads(GOLDEN.read_text()) if row["task"] == "qasper"]
     squad = [("Paris", ["Paris"], 1, 1), ("\nParis", ["Paris"], 0, 1), ("x", ["Paris"], 0, 0)]
     rows += [{"task": "ruler_squadqa", "response": r, "answers": a} for r, a, _, _ in squad]
-    script = tmp_path / "measure.py"
-    script.write_text(SCRIPT)
     path = tmp_path / "found.json"
     Path(f"{path}.rows").write_text(json.dumps(rows))
-    done = subprocess.run(
-        [sys.executable, str(script), str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(tmp_path / "measure.py", SCRIPT, path)
     found = json.loads(path.read_text())
     scores = [row["score"] for row in rows if row["task"] == "qasper"]
     assert 0 < sum(scores) < len(scores)

@@ -1,11 +1,8 @@
 """Post-training on two processes is post-training on one; test-time training stays on its own."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import run_script
 
 SCRIPT = """
 import sys
@@ -55,21 +52,10 @@ torch.save({"curve": curve.values, "parameters": trained, "norms": seen.norms,
             "restored": restored, "updates": model.updates}, f"{path}.{run.global_rank}")
 """
 
-HELPERS = Path(__file__).parent.parent / "helpers"
-
 
 def train(folder, devices, kind):
-    script = folder / "train.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(HELPERS)!r})\n{SCRIPT}")
     path = folder / f"{devices}.pt"
-    done = subprocess.run(
-        [sys.executable, str(script), str(devices), str(path), kind],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(folder / "train.py", SCRIPT, devices, path, kind)
     return [torch.load(f"{path}.{rank}", weights_only=True) for rank in range(devices)]
 
 

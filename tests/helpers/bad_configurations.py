@@ -24,6 +24,15 @@ class Case:
     line: str | None = None
 
 
+def needles(haystack):
+    """Rows of needles as data, with a haystack."""
+    rows = {"kind": "single", "lengths": [256], "haystack": haystack}
+    source = {"class_path": "refine_pl.data.NeedleInAHaystack", "init_args": rows}
+    tokenizer = {"class_path": "refine_pl.data.Bytes"}
+    arguments = {"tokenizer": tokenizer, "training": {"needles": source}, "batch_size": 2}
+    return {"class_path": "refine_pl.data.TaskData", "init_args": arguments}
+
+
 MODEL = "model.backbone.init_args"
 CASES = [
     # Keys that do not exist.
@@ -65,6 +74,19 @@ CASES = [
         {"model.policy_loss.init_args.clip_low": 0.1},
         ["model.policy_loss.init_args.clip_low", "did you mean clip_ratio_low?"],
         line="clip_low",
+    ),
+    # A word or a class may stand there.
+    Case(
+        "a word beside classes",
+        {"data": needles("nois")},
+        ["haystack is 'nois'", "noise, needles; or a class_path of a Corpus", "you mean noise?"],
+        line="nois",
+    ),
+    Case(
+        "a class beside words",
+        {"data": needles("StandardLibary")},
+        ["haystack is 'StandardLibary'", "mean refine_pl.data.StandardLibrary?"],
+        line="haystack",
     ),
     Case(
         "a phase of a schedule",

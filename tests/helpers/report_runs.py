@@ -23,7 +23,7 @@ def write_lines(file, rows):
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def training_run(folder, seed=0, iterations=6, text="plain", config=None):
+def training_run(folder, seed=0, iterations=6, text="plain", config=None, top=None):
     """A run of two phases; rollouts, entropy and all scalars."""
     folder.mkdir(parents=True)
     noise = random.Random(seed)
@@ -39,8 +39,9 @@ def training_run(folder, seed=0, iterations=6, text="plain", config=None):
             "num_segments": 2,
             **(config or {}),
         },
+        **(top or {}),
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     writer = SummaryWriter(str(folder))
     for i in range(1, iterations + 1):
         writer.add_scalar("train/ntp_loss", 5 / i + noise.random() / 10, i)

@@ -58,7 +58,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_number_of_cases():
-    assert len(CASES) == 65
+    assert len(CASES) == 67
     assert len({case.name for case in CASES}) == len(CASES)
     assert {case.name for case in CASES} >= LATE
 

@@ -121,6 +121,31 @@ def test_a_finished_schedule_trains_nothing_more(tmp_path):
     assert second.iteration == 7
 
 
+def test_a_resumed_run_says_once_where_it_goes_on(tmp_path, capsys):
+    bar = {"enable_progress_bar": True}
+    callbacks = [schedule(), every_batch(tmp_path), ProgressBar(line_every_s=1e9)]
+    train(module(), iterations=5, callbacks=callbacks, enable_checkpointing=True, **bar)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase ")]
+    ramped = "4 sequences = 2 updates of 2; 16 rollouts of 3 tokens; lr 0.01 to 0.001"
+    assert said == [
+        "phase 'warm-up', 3 iterations: 4 sequences = 2 updates of 2; no rollouts",
+        f"phase 'refine', 2 iterations: {ramped}",
+    ]
+    expected = {
+        3: f"phase 'refine', 2 iterations, resumed from {tmp_path}/step=6.ckpt: {ramped}",
+        4: f"phase 'refine', iteration 2 of 2, resumed from {tmp_path}/step=8.ckpt: {ramped}",
+    }
+    for stop, line in expected.items():
+        checkpoint = tmp_path / f"step={2 * stop}.ckpt"
+        callbacks = [schedule(), ProgressBar(line_every_s=1e9)]
+        train(module(), iterations=6, callbacks=callbacks, ckpt_path=checkpoint, **bar)
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase ")]
+        assert said == [
+            line,
+            "phase 'long', 2 iterations: 4 sequences = 2 updates of 2; 32 rollouts of 3 tokens",
+        ]
+
+
 def test_a_phase_with_a_kl_keeps_the_policy_of_the_start():
     phases = [Phase("a", 2), Phase("b", 2, kl_weight=0.1)]
     model = module()
@@ -194,6 +219,34 @@ def test_checkpoints_are_saved_at_every_boundary_and_the_summary_survives(tmp_pa
     assert labels == [("before", 0), ("after warm-up", 3), ("after refine", 5), ("after long", 7)]
     first = summary["validations"][0]["metrics"]["val/ntp_loss"]
     assert first == curve.validations[0][1]["val/ntp_loss"]
+
+
+def test_a_validation_right_after_the_checkpoint_survives_too(tmp_path):
+    """Lightning validates at its interval after it has saved, so the checkpoint does not know."""
+    checkpoints = {"filename": "{step}", "every_n_train_steps": 4, "save_top_k": -1}
+    folders = [tmp_path / "run" / f"version_{i}" for i in range(3)]
+
+    def validations(folder, ckpt_path=None):
+        train(
+            module(),
+            iterations=4,
+            callbacks=[RunSummary(), ModelCheckpoint(**checkpoints)],
+            ckpt_path=ckpt_path,
+            logger=TensorBoardLogger(tmp_path, name="run"),
+            enable_checkpointing=True,
+            limit_val_batches=1.0,
+            val_check_interval=2,
+            check_val_every_n_epoch=None,
+        )
+        return json.loads((folder / "summary.json").read_text())["validations"]
+
+    whole = validations(folders[0])
+    assert [entry["iteration"] for entry in whole] == [2, 4]
+    checkpoint = folders[0] / "checkpoints" / "step=4.ckpt"
+    assert validations(folders[1], checkpoint) == whole
+    # A run that left no readable record is resumed all the same.
+    (folders[0] / "summary.json").write_text('{"validations": [{"iter')
+    assert validations(folders[2], checkpoint) == whole[1:]
 
 
 def test_the_progress_reads_well_without_a_terminal(capsys):

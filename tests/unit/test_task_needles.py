@@ -366,6 +366,10 @@ def test_a_folder_that_cannot_be_written(make, tmp_path):
         ({"num_keys": 4}, "num_keys is set, and the kind is single"),
         ({"kind": "multi_key", "num_values": 4}, "num_keys for this kind"),
         ({"kind": "multi_key", "num_keys": 1}, "num_keys is 1"),
+        ({"kind": "multi_keys"}, r"kind is 'multi_keys'[\s\S]*did you mean multi_key\?"),
+        ({"key_type": "word"}, r"one of words, numbers, uuids[\s\S]*did you mean words\?"),
+        ({"value_type": "digits"}, "value_type is 'digits'"),
+        ({"haystack": "nois"}, r"one of noise, needles[\s\S]*did you mean noise\?"),
     ],
 )
 def test_settings_that_are_refused(make, settings, what):

@@ -12,6 +12,7 @@ from refine_pl.module import RefineModule
 from refine_pl.objectives import AnswerObjective
 from refine_pl.parts import SUPERVISED, build_part
 from refine_pl.records import Batch
+from refine_pl.run_phases import describe_iteration
 from refine_pl.task_records import TaskBatch
 from refine_pl.update_loop import Settings
 
@@ -63,8 +64,7 @@ class PhaseCallback(Callback):
 
     def describe(self, module: Any, batch_size: int, settings: Settings) -> str:
         """What a batch of so many rows, over all processes, is made into; for people."""
-        text: str = module.describe_iteration(batch_size, settings)
-        return text
+        return describe_iteration(module, batch_size, settings)
 
 
 class MidTraining(PhaseCallback):
@@ -128,7 +128,7 @@ class PostTraining(PhaseCallback):
         outer = self.objective.describe()
         if self.mode == "sft":
             return f"{batch_size:,} rows = {outer}"
-        inner: str = module.describe_iteration(batch_size, self._inner(settings))
+        inner = describe_iteration(module, batch_size, self._inner(settings))
         return f"{inner.replace(' sequences', ' prompts', 1)}; then {outer}"
 
     def iterate(self, module: Any, batch: Any) -> None:

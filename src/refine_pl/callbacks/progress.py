@@ -23,6 +23,7 @@ from refine_pl.callbacks.answering_progress import AnsweringProgress
 from refine_pl.callbacks.phases import PhaseCallback
 from refine_pl.callbacks.schedule import find_schedule
 from refine_pl.module import RefineModule
+from refine_pl.run_phases import updates_per_batch
 from refine_pl.task_records import TaskBatch
 
 # What is shown, its name in the log, and its format.
@@ -278,7 +279,7 @@ def total_iterations(trainer: Trainer, module: RefineModule) -> int | None:
         limits.append(int(trainer.max_epochs or 0) * int(trainer.num_training_batches))
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if trainer.max_steps > 0 and isinstance(batch_size, int):
-        updates = module.updates_per_batch(batch_size)
+        updates = updates_per_batch(module, batch_size)
         if updates is not None:
             limits.append(-(-trainer.max_steps // updates))
     return min(limits, default=None)

@@ -17,6 +17,7 @@ from refine_pl.module import RefineModule
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
 from refine_pl.run_checks import check_plan
+from refine_pl.run_phases import describe_batch, draws_rollouts, training_phases
 from refine_pl.update_loop import Settings
 
 PLAN_FIELDS = tuple(field.name for field in dataclasses.fields(RolloutPlan))
@@ -123,6 +124,7 @@ class PhaseSchedule(Callback):
             phase.check()
         self.phases = phases
         self.validate = validate
+        self._resumed_from: str | None = None  # until the first batch after a resume
 
     @property
     def num_iterations(self) -> int:
@@ -162,7 +164,7 @@ class PhaseSchedule(Callback):
         for phase in self.phases:
             for iteration in (0, phase.iterations - 1):
                 settings = phase.settings(pl_module.own_settings, iteration)
-                if pl_module.draws_rollouts(settings):
+                if draws_rollouts(pl_module, settings):
                     where = f"phase '{phase.name}'"
                     check_plan(trainer, pl_module, settings.plan, where, phase.source)
                 if settings.weights.kl_weight:
@@ -195,6 +197,7 @@ class PhaseSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate before the first phase, but not again on resume; stop if nothing is left."""
         assert isinstance(pl_module, RefineModule)
+        self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         if pl_module.iteration >= self.num_iterations:
             trainer.should_stop = True
         elif pl_module.iteration == 0 and self.validate:
@@ -208,19 +211,23 @@ class PhaseSchedule(Callback):
         index, iteration = self.place(pl_module.iteration)
         phase = self.phases[index]
         pl_module.settings = phase.settings(pl_module.own_settings, iteration)
-        if iteration == 0:
-            size = len(batch) * trainer.world_size
-            settings = pl_module.settings
-            if not settings.weights.needs_rollouts:  # a ramp of the weight may begin at 0
-                settings = phase.settings(pl_module.own_settings, phase.iterations - 1)
-            readers = [c for c in pl_module.phases() if c.reads(batch)]
-            if readers:
-                what = readers[0].describe(pl_module, size, settings)
-            else:
-                what = pl_module.describe_iteration(size, settings)
-            what += phase.ramps
-            count = f"{phase.iterations} iteration{'s' if phase.iterations > 1 else ''}"
-            pl_module.print(f"phase '{phase.name}', {count}: {what}")
+        if iteration == 0 or self._resumed_from is not None:
+            where = f"iteration {iteration + 1} of {phase.iterations}"
+            if iteration == 0:
+                where = f"{phase.iterations} iteration{'s' if phase.iterations > 1 else ''}"
+            if self._resumed_from is not None:
+                where += f", resumed from {self._resumed_from}"
+            self._resumed_from = None
+            what = self._describe(pl_module, batch, phase, len(batch) * trainer.world_size)
+            pl_module.print(f"phase '{phase.name}', {where}: {what}")
+
+    def _describe(self, module: RefineModule, batch: Any, phase: Phase, size: int) -> str:
+        """What a batch of ``size`` rows, over all processes, is made into in ``phase``."""
+        settings = module.settings
+        if not settings.weights.needs_rollouts:  # a ramp of the weight may begin at 0
+            settings = phase.settings(module.own_settings, phase.iterations - 1)
+        reader = next((c for c in training_phases(module) if c.reads(batch)), None)
+        return describe_batch(module, reader, size, settings) + phase.ramps
 
     def on_train_batch_end(
         self,

@@ -25,12 +25,15 @@ ROWS = (
     ("val/reward", "reward of rollouts", "{:.4f}"),
 )
 PART = "val/reward_"
+FILE = "summary.json"
 
 
 class RunSummary(Callback):
     """Prints the validation numbers of before, between and after at the end of a run.
 
-    They are also kept in ``summary.json`` in the run folder, after every validation.
+    They are also kept in ``summary.json`` in the run folder, after every validation. A resumed run
+    starts from those that the checkpoint holds. One that followed the checkpoint at the same
+    iteration is read from the ``summary.json`` of the run folder that the checkpoint lies in.
     """
 
     def __init__(self) -> None:
@@ -50,6 +53,14 @@ class RunSummary(Callback):
         folder = trainer.log_dir
         self._folder = Path(folder) if folder else None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for a validation between the checkpoint and the next batch: it is not run again."""
+        assert isinstance(pl_module, RefineModule)
+        iterations = {entry["iteration"] for entry in self.entries}
+        if trainer.ckpt_path is not None and pl_module.iteration not in iterations:
+            run = Path(trainer.ckpt_path).absolute().parent.parent
+            self.entries += recorded(run, pl_module.iteration)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the numbers of a validation inside ``fit``."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -64,7 +75,7 @@ class RunSummary(Callback):
         if trainer.is_global_zero and self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"validations": self.entries}, indent=2)
-            (self._folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+            (self._folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, the run folder and how to look at it."""
@@ -78,6 +89,18 @@ class RunSummary(Callback):
             console.print(
                 f"look at it   tensorboard --logdir {self._folder.parent}", soft_wrap=True
             )
+
+
+def recorded(folder: Path, iteration: int) -> list[dict[str, Any]]:
+    """The validation after ``iteration`` iterations in a run folder's record, or none.
+
+    A record that is missing or damaged is no reason to refuse a resume.
+    """
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return [entry for entry in content["validations"] if entry["iteration"] == iteration][-1:]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def summary_table(entries: list[dict[str, Any]]) -> Table:

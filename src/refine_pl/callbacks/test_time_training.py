@@ -17,6 +17,7 @@ from refine_pl.errors import ConfigError
 from refine_pl.module import RefineModule
 from refine_pl.run_checks import check_small_lr
 from refine_pl.run_log import Tally
+from refine_pl.run_phases import describe_iteration
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
 from refine_pl.update_loop import Processes, UpdateLoop
@@ -58,7 +59,7 @@ class TestTimeTraining(PhaseCallback):
 
     def describe(self, module: Any, batch_size: int, settings: Any) -> str:
         """What happens before a batch of so many prompts; for people."""
-        text: str = module.describe_iteration(batch_size, self._settings(module))
+        text = describe_iteration(module, batch_size, self._settings(module))
         return text.replace(" sequences", " prompts", 1)
 
     def card(self, module: RefineModule) -> dict[str, Any]:

@@ -20,7 +20,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from refine_pl.commands import config_schema as schema
-from refine_pl.commands.config_classes import component_rule, find_class, public_path, some
+from refine_pl.commands.config_classes import (
+    component_rule,
+    find_class,
+    known_classes,
+    public_path,
+    some,
+)
 from refine_pl.commands.config_schema import Group, Setting
 from refine_pl.commands.config_sources import Key, Source, dotted, read_file
 from refine_pl.errors import ConfigError, nearest
@@ -164,6 +170,7 @@ class _Walk:
                     self._component(*bases[0], value, key, source, default)
             return
         if bases and isinstance(value, str):
+            self._no_other_word(hint, bases[0][0], value, key, source)
             self._component(*bases[0], value, key, source, default)
             return
         refused = _NullError if value is None else ConfigError
@@ -172,6 +179,22 @@ class _Walk:
             where=source.where(key),
             allowed=_rule(hint),
             way_out=_nearest_choice(hint, value),
+        )
+
+    def _no_other_word(self, hint: Any, base: type, value: str, key: Key, source: Source) -> None:
+        """Where a word or a class may stand, a bare name that is neither is a misspelt one."""
+        words = schema.choices(hint)
+        names = {path.rpartition(".")[2]: path for path in known_classes(base)}
+        if not words or "." in value or value in names:
+            return
+        close = nearest(value, [*words, *names])
+        raise ConfigError(
+            f"{dotted(key)} is {_shown(value)}",
+            where=source.where(key),
+            allowed=f"{', '.join(words)}; or {component_rule(base)}",
+            way_out=f"did you mean {names.get(close, close)}?"
+            if close
+            else f"a class of your own with its module: my_module.{value}",
         )
 
     def _component(
@@ -287,10 +310,7 @@ def _rule(hint: Any) -> str:
 
 
 def _nearest_choice(hint: Any, value: Any) -> str | None:
-    rule = schema.describe(hint)
-    if not isinstance(value, str) or not rule.startswith("one of "):
-        return None
-    close = nearest(value, rule.removeprefix("one of ").split(", "))
+    close = nearest(value, schema.choices(hint)) if isinstance(value, str) else None
     return f"did you mean {close}?" if close else None
 
 

@@ -79,6 +79,17 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def choices(hint: Any) -> list[str]:
+    """The words that a type names one by one, also beside other alternatives."""
+    found: list[str] = []
+    for part in alternatives(hint):
+        if typing.get_origin(part) is Literal:
+            found += [word for word in typing.get_args(part) if isinstance(word, str)]
+        elif inspect.isclass(part) and issubclass(part, Enum):
+            found += part.__members__
+    return found
+
+
 def component_base(hint: Any) -> tuple[type, int] | None:
     """What a ``class_path`` must be a subclass of, and how many arguments it gets from the program.
 

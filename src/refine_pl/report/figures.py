@@ -90,8 +90,7 @@ def curve_figure(
     for line in series:
         _draw(axes, theme, line, points, smooth=not (exact or points))
     label(axes, theme, title, "iteration", unit)
-    if len({line.run for line in series}) > 1:
-        legend(axes, theme, loc="best")
+    legend(axes, theme, loc="best")  # of a single run too: the figure may be shown alone
     return figure
 
 
@@ -189,7 +188,7 @@ def interval_figure(
     margin = max((high - low) / 20, 1)  # scores may all be equal
     axes.set_xlim(low - margin if zero else max(low - margin, -0.5), high + margin)
     label(axes, theme, x=x)
-    if len(runs) > 1:
+    if runs != [None]:  # a difference, which the x-axis names
         legend(axes, theme, loc="best")
     return figure
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from jsonargparse.typing import PositiveInt
 
@@ -23,7 +23,7 @@ from refine_pl.data.tasks.needle_layouts import Full, Layout, Short
 from refine_pl.data.tasks.row_cache import MadeRows, cached_rows
 from refine_pl.data.token_cache import default_cache_dir
 from refine_pl.data.tokenizers import Tokenizer
-from refine_pl.errors import ConfigError
+from refine_pl.errors import ConfigError, check_choice
 from refine_pl.task_records import TaskRow
 
 FORMAT = 1  # raised when the same settings give other rows
@@ -31,6 +31,7 @@ MIN_LENGTH = 128
 DEFAULT_NUMBER = 4  # of needles, where there are several
 
 NeedleKind: TypeAlias = Literal["single", "multi_key", "multi_query", "multi_value"]
+HaystackWord: TypeAlias = Literal["noise", "needles"]
 _NUMBER_SETTING = {
     "multi_key": "num_keys",
     "multi_query": "num_queries",
@@ -94,10 +95,11 @@ class NeedleInAHaystack(TaskSource):
         num_values: PositiveInt | None = None,
         key_type: Kind = "words",
         value_type: Kind = "numbers",
-        haystack: Literal["noise", "needles"] | Corpus = "noise",
+        haystack: HaystackWord | Corpus = "noise",
         seed: int = 0,
         max_gen_tokens: PositiveInt | None = None,
     ) -> None:
+        _check_words(kind, key_type, value_type, haystack)
         self.kind = kind
         self.lengths = list(lengths)
         self.num_rows = num_rows
@@ -341,6 +343,15 @@ def _number_of_needles(kind: str, given: dict[str, int | None]) -> int:
             )
         return value
     return DEFAULT_NUMBER if own else 1
+
+
+def _check_words(kind: str, key_type: str, value_type: str, haystack: object) -> None:
+    owner = "NeedleInAHaystack"
+    check_choice(owner, "kind", kind, get_args(NeedleKind))
+    check_choice(owner, "key_type", key_type, get_args(Kind))
+    check_choice(owner, "value_type", value_type, get_args(Kind))
+    if not isinstance(haystack, Corpus):
+        check_choice(owner, "haystack", haystack, get_args(HaystackWord))
 
 
 def _check_lengths(lengths: Sequence[int]) -> None:

@@ -110,6 +110,34 @@ def _setting(*keys: str) -> Callable[[Run], str]:
     return lambda run: short_class(at(run.config, *keys))
 
 
+def _of_data(value: Callable[[Any], str]) -> Callable[[Run], str]:
+    """A value of the data module; with several sources of each one, unless it is the same."""
+
+    def found(run: Run) -> str:
+        data = at(run.config, "data")
+        sources = at(data, "sources") if isinstance(data, dict) else None
+        if not isinstance(sources, dict):
+            return value(data)
+        values = {name: value(source) for name, source in sources.items()}
+        if len(set(values.values())) == 1:
+            return next(iter(values.values()))
+        return ", ".join(f"{name}: {v}" for name, v in values.items() if v != MISSING)
+
+    return found
+
+
+def _data_setting(key: str) -> Callable[[Run], str]:
+    return _of_data(lambda data: short_class(at(data or {}, key)))
+
+
+def _texts(data: Any) -> str:
+    """What a data module reads: its corpus, or the sources of its rows."""
+    corpus, rows = at(data or {}, "corpus"), at(data or {}, "training")
+    if corpus is None and isinstance(rows, dict):
+        return " + ".join(dict.fromkeys(short_class(spec) for spec in rows.values()))
+    return short_class(data if corpus is None else corpus)
+
+
 def _scalar(name: str) -> Callable[[Run], str]:
     return lambda run: shown(name, run.training.scalars.last(name)) if run.training else MISSING
 
@@ -143,7 +171,10 @@ def _phases(run: Run) -> str:
         phases = at(callback, "phases")
         if isinstance(phases, list):
             return ", ".join(
-                f"{p.get('name')} {p.get('iterations')}" for p in phases if isinstance(p, dict)
+                f"{p.get('name')} {p.get('iterations')}"
+                + (f" on {p['source']}" if p.get("source") else "")
+                for p in phases
+                if isinstance(p, dict)
             )
     return MISSING
 
@@ -175,9 +206,9 @@ def _started(run: Run) -> str:
 
 _TRAINING: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("backbone", _backbone),
-    ("data", _setting("data", "corpus")),
-    ("sequence length", _setting("data", "sequence_length")),
-    ("batch size", _setting("data", "batch_size")),
+    ("data", _of_data(_texts)),
+    ("sequence length", _data_setting("sequence_length")),
+    ("batch size", _data_setting("batch_size")),
     ("phases", _phases),
     ("selector", _setting("model", "selector")),
     ("segments", _setting("model", "num_segments")),
