@@ -9,6 +9,7 @@ of their own and left out on both sides.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import statistics
 import time
@@ -170,15 +171,22 @@ def _now(device: torch.device) -> float:
 
 
 class _Products:
-    """The loop's matrix products on matrices of the right shapes, and nothing else."""
+    """The loop's matrix products on matrices of the right shapes, and nothing else.
+
+    Every chunk has matrices of its own, as in the loop: a single one would never leave the cache.
+    """
 
     def __init__(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
         rows, chunk = sizes.batch * sizes.heads, min(sizes.chunk_size, sizes.length)
-        like = torch.empty(0, device=device, dtype=dtype)
-        self.narrow = torch.randn_like(like.new_empty(rows, chunk, sizes.width))
-        self.wide = torch.randn_like(like.new_empty(rows, chunk, sizes.inner))
-        self.matrix = torch.randn_like(like.new_empty(rows, sizes.inner, sizes.width))
         self.chunks = -(-sizes.length // sizes.chunk_size)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, device=device, dtype=dtype)
+
+        narrow = [draw(rows, chunk, sizes.width) for _ in range(3 * self.chunks)]  # q, k and v
+        wide = [draw(rows, chunk, sizes.inner) for _ in range(3 * self.chunks)]  # a, b and e
+        self.narrow, self.wide = itertools.cycle(narrow), itertools.cycle(wide)
+        self.matrix = draw(rows, sizes.inner, sizes.width)
 
     def forward(self) -> None:
         """Reading: into twice, out of once. Direction: into three times, over tokens thrice."""
@@ -196,8 +204,8 @@ class _Products:
 
     def _times(self, into: int, out_of: int, over: int) -> None:
         for _ in range(into):  # tokens of a head's width to the inner one
-            torch.bmm(self.narrow, self.matrix.mT)
+            torch.bmm(next(self.narrow), self.matrix.mT)
         for _ in range(out_of):
-            torch.bmm(self.wide, self.matrix)
+            torch.bmm(next(self.wide), self.matrix)
         for _ in range(over):  # a matrix, summed over tokens
-            torch.bmm(self.wide.mT, self.narrow)
+            torch.bmm(next(self.wide).mT, next(self.narrow))
