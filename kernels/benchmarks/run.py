@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from refine_kernels.clock import now
 from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.delta_rule.reference import delta_rule_reference
 from refine_kernels.short_conv import short_conv
@@ -120,13 +120,9 @@ def median_ms(work: Callable[[], object], repeats: int, device: str) -> float:
     """The median of ``repeats`` runs after one that is not timed, milliseconds."""
     times = []
     for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = now(torch.device(device))
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(now(torch.device(device)) - start)
     return 1e3 * statistics.median(times[1:])
 
 

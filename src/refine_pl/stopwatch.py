@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from refine_kernels.clock import now
 
 
 class Stopwatch:
@@ -29,13 +30,8 @@ class Stopwatch:
         if not self._enabled:
             yield
             return
-        start = self._now()
+        start = now(self._device)
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + self._now() - start
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+            self.seconds[part] = self.seconds.get(part, 0.0) + now(self._device) - start

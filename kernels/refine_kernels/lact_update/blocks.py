@@ -1,4 +1,4 @@
-"""Pieces of a chunk that are small enough for the processor's cache.
+"""Pieces of a chunk: they bound the memory between two matrix products.
 
 Tokens are ``[B, M, H, w]``, sets of weights ``[B, H, ...]``. A block is some rows, tokens and
 heads: tokens ``[G, m, w]`` and weights ``[G, ...]``, one of ``G`` for each row and head.

@@ -37,13 +37,14 @@ def choose(
         raise ValueError(f"lact_update has no backend {backend!r}; use auto, torch or compiled")
     if backend == "torch":
         return EAGER
-    missing = compiler_missing() if device.type == "cpu" else None
-    if backend == "compiled":
-        if missing is not None:
-            raise ValueError(f"backend 'compiled' cannot run: {missing}; use 'auto' or 'torch'")
-        return _compile(True)
-    worthwhile = device.type == "cpu" and dtype == torch.float32 and elements >= COMPILE_ELEMENTS
-    return _compile(False) if worthwhile and missing is None else EAGER
+    on_cpu = device.type == "cpu"
+    if backend == "auto":
+        worthwhile = on_cpu and dtype == torch.float32 and elements >= COMPILE_ELEMENTS
+        return _compile(False) if worthwhile and compiler_missing() is None else EAGER
+    missing = compiler_missing() if on_cpu else None
+    if missing is not None:
+        raise ValueError(f"backend 'compiled' cannot run: {missing}; use 'auto' or 'torch'")
+    return _compile(True)
 
 
 @functools.cache

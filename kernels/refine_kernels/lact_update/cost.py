@@ -12,7 +12,6 @@ import ctypes
 import itertools
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.backends import CompiledBackend
+from refine_kernels.clock import now
 from refine_kernels.lact_update.compiled import choose
 from refine_kernels.lact_update.interface import lact_update
 from refine_kernels.lact_update.terms import EAGER
@@ -156,18 +156,12 @@ def _in_turn(
     cost = Cost(name, [], [])
     for done in range(repeats + 1):
         for work, seconds in ((loop, cost.loop), (products, cost.products)):
-            start = _now(device)
+            start = now(device)
             work()
-            spent = _now(device) - start
+            spent = now(device) - start
             if done > 0:  # the first round warms up
                 seconds.append(spent)
     return cost
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class _Products:

@@ -37,10 +37,6 @@ class Written(NamedTuple):
         """The tokens from the ``first`` to before the ``last``."""
         return Written(*(None if x is None else x[:, first:last] for x in self))  # type: ignore[arg-type]
 
-    def keys(self) -> tuple[Tensor, ...]:
-        """The keys that there are: one kind, or three."""
-        return tuple(x for x in self[2:] if x is not None)
-
 
 def direction(
     weights: FastWeights,
@@ -88,7 +84,7 @@ class _Direction(torch.autograd.Function):
             torch.zeros_like(w) if d is None else d for w, d in zip(weights, grads, strict=False)
         ]
         d_weights = [torch.zeros_like(w) for w in weights]
-        # What the chunks behind this one left, and nobody else reads: this chunk's part is added.
+        # Left by the chunks behind this one, for nobody else: this chunk's part is written into it.
         d_tokens = Written(
             *(_behind(last, x, d) for x, d in zip(tokens, grads[3:], strict=True))  # type: ignore[arg-type]
         )

@@ -34,7 +34,6 @@ def scan(
         states: the last chunk, complete or not, is read but does not update.
     """
     dtype = state.applied.w0.dtype
-
     written = Written.of(*(x.to(dtype) for x in tokens[:3]))
     size, length = rule.chunk_size, q.shape[1]
     entering = [state]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from refine_kernels.clock import now
 from refine_pl.benchmark.arms import Arm, Updater
 from refine_pl.memory import PeakMemory
 from refine_pl.stopwatch import Stopwatch
@@ -80,9 +80,9 @@ def measure(
             if arm is slow and done >= slow_repeats:
                 continue
             stopwatch = Stopwatch(device)
-            start = _now(device)
+            start = now(device)
             updater(arm, stopwatch)
-            seconds = _now(device) - start
+            seconds = now(device) - start
             first = first or seconds
             result.seconds.append(seconds)
             result.parts.append(stopwatch.seconds)
@@ -92,9 +92,3 @@ def measure(
             updater(arm, Stopwatch(enabled=False))
         result.peak_bytes = memory.peak_bytes
     return results
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
