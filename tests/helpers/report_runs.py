@@ -48,7 +48,7 @@ def training_run(folder, seed=0, iterations=6, text="plain", config=None, top=No
         writer.add_scalar("reward/total/mean", i / 10, i)
         writer.add_scalar("reward/total/std", 0.2, i)
         writer.add_scalar("policy/ratio", 1.0, i)
-        writer.add_scalar("run/phase", float(i > iterations // 2), i)
+        writer.add_scalar("run/stage", float(i > iterations // 2), i)
         writer.add_scalar("mine/own", i, i)
     writer.close()
     validations = [

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, Dataset
 from refine_pl.backbones import DeltaNet
 from refine_pl.data import BatchOrder, Bytes, ResumableLoader, Row
 from refine_pl.data.collate import collate
-from refine_pl.module import RefineModule
 from refine_pl.selectors import Entropy
+from refine_pl.training.module import RefineModule
 
 VOCAB_SIZE = 257
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from refine_pl.backbones import DeltaNet, load_pretrained
 from refine_pl.errors import ConfigError
-from refine_pl.module import RefineModule
+from refine_pl.training.module import RefineModule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHORT = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]

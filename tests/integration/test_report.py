@@ -18,7 +18,7 @@ from refine_pl.report.figures import running_mean
 from refine_pl.report.metrics import metric_of, shown
 from refine_pl.report.runs import labels
 from refine_pl.report.settings import differences, of_one_class
-from refine_pl.run_log import METRICS
+from refine_pl.training.metrics import metrics
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{ 7 * 7 }} | *b* \\"
 SECTIONS = [
@@ -439,7 +439,7 @@ def test_predictions_have_no_scores(tmp_path):
 
 
 def test_every_scalar_is_known():
-    names = [name.replace("<name>", "mine") for name in METRICS]
+    names = [metric.name.replace("<name>", "mine") for metric in metrics()]
     assert [name for name in names if metric_of(name) is None] == []
     assert len(names) >= 40
     assert metric_of("mine/own") is None

@@ -9,9 +9,9 @@ import torch
 from runs import assert_same_parameters, every_batch, module, train
 
 from refine_pl.callbacks import Phase, PhaseSchedule, RandomState, RolloutRecorder
-from refine_pl.callbacks.rng import generator_states, set_generator_states, undisturbed
 from refine_pl.data import Bytes, Files, TextData
 from refine_pl.rewards import Reward
+from refine_pl.training.random_state import generator_states, set_generator_states, undisturbed
 
 ITERATIONS = 9  # two epochs of four batches and a bit
 

@@ -11,7 +11,7 @@ from refine_pl.callbacks.progress import ProgressBar
 from refine_pl.errors import ConfigError
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
-from refine_pl.update_loop import Settings
+from refine_pl.training.updater import Settings
 
 OWN = Settings(RolloutPlan(8, 1, 5), LossWeights(1.0, 0.2, 0.0))
 
@@ -49,7 +49,7 @@ def test_phases_follow_one_another_with_validation_in_between():
     curve = train(model, iterations=99, callbacks=[plan], limit_val_batches=1.0)
     assert model.iteration == plan.num_iterations == 7
     assert [iteration for iteration, _ in curve.validations] == [0, 3, 5, 7]
-    assert curve["run/phase"] == [0, 0, 0, 1, 1, 2, 2]
+    assert curve["run/stage"] == [0, 0, 0, 1, 1, 2, 2]
     assert curve["optim/lr"] == pytest.approx([1e-2] * 4 + [1e-3] + [1e-2] * 2)
     assert ["reward/total/mean" in values for values in curve.values] == [False] * 3 + [True] * 4
     losses = [values["val/ntp_loss"] for _, values in curve.validations]

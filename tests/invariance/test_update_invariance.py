@@ -4,9 +4,9 @@ import pytest
 import torch
 from runs import RowsData, assert_same_parameters, backbone, module, train
 
-from refine_pl.module import RefineModule
 from refine_pl.rewards import EmbeddingSimilarity, ExactMatch, LogLikelihood
 from refine_pl.rollouts import Forked, Recompute
+from refine_pl.training.module import RefineModule
 
 REWARDS = ("reward/total/mean", "reward/total/std", "advantage/magnitude", "policy/ratio")
 

@@ -5,7 +5,7 @@ import torch
 
 from refine_kernels.token_stats import blocked
 from refine_pl.backbones.head import VocabHead
-from refine_pl.memory import PeakMemory
+from refine_pl.benchmark.memory import PeakMemory
 
 BUDGET = 4096
 

@@ -5,7 +5,7 @@ import torch
 
 from refine_kernels.window_attention import blocked, window_attention
 from refine_kernels.window_attention.reference import window_attention_reference
-from refine_pl.memory import PeakMemory
+from refine_pl.benchmark.memory import PeakMemory
 
 
 @pytest.fixture

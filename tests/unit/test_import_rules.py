@@ -12,7 +12,13 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"refine_pl": ROOT / "src", "refine_kernels": ROOT / "kernels"}
 
 # What files may import of this project; names of packages and modules, with all below them.
-SHARED = ("refine_pl.errors", "refine_pl.records", "refine_pl.randomness", "refine_pl.stopwatch")
+SHARED = (
+    "refine_pl.errors",
+    "refine_pl.records",
+    "refine_pl.randomness",
+    "refine_pl.stopwatch",
+    "refine_pl.lazy",
+)
 STEPS = ("selectors", "rollouts", "rewards", "advantages", "losses")
 STEP_BASE = (*SHARED, "refine_pl.backbones.base", "refine_pl.backbones.head")
 ALGORITHM = (*STEP_BASE, *(f"refine_pl.{step}" for step in STEPS))
@@ -37,10 +43,7 @@ RULES = {
     ),
 }
 MAY_IMPORT_LIGHTNING = (
-    "refine_pl.module",
-    "refine_pl.update_loop",
-    "refine_pl.run_checks",
-    "refine_pl.run_log",
+    "refine_pl.training",
     "refine_pl.callbacks",
     "refine_pl.data",
     "refine_pl.cli",
@@ -129,7 +132,7 @@ def test_every_rule_is_about_something():
         ("refine_pl.losses.kl", "from .. import module"),
         ("refine_pl.rollouts.forked", "from lightning.pytorch import Trainer"),
         ("refine_pl.evaluation.table", "import lightning"),
-        ("refine_pl.module", "from refine_pl.cli import main"),
+        ("refine_pl.training.module", "from refine_pl.cli import main"),
         ("refine_pl.data.text", "import kernels"),
         ("refine_pl.data.text", "from kernels.refine_kernels import backends"),
     ],

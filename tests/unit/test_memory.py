@@ -2,7 +2,7 @@
 
 import torch
 
-from refine_pl.memory import PeakMemory
+from refine_pl.benchmark.memory import PeakMemory
 
 
 def test_peak_counts_what_is_alive_at_once():

@@ -11,7 +11,7 @@ import torch
 
 from refine_kernels.clock import now
 from refine_pl.benchmark.arms import Arm, Updater
-from refine_pl.memory import PeakMemory
+from refine_pl.benchmark.memory import PeakMemory
 from refine_pl.stopwatch import Stopwatch
 
 

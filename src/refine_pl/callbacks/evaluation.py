@@ -20,7 +20,6 @@ from refine_pl.callbacks.evaluation_folder import (
     read_card,
     refuse_differences,
 )
-from refine_pl.callbacks.test_time_training import TestTimeTraining
 from refine_pl.errors import ConfigError
 from refine_pl.evaluation.answer_files import (
     ANSWERS,
@@ -35,8 +34,9 @@ from refine_pl.evaluation.answer_files import (
 from refine_pl.evaluation.results import SCORES, summarize
 from refine_pl.evaluation.run_card import CARD, versions, weights_hash
 from refine_pl.evaluation.tasks import rule_of, scores
-from refine_pl.module import RefineModule
 from refine_pl.task_records import Answer, TaskRow
+from refine_pl.training.module import RefineModule
+from refine_pl.training.test_time import TestTimeTraining
 
 
 class Evaluation(Callback):

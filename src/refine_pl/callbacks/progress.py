@@ -20,11 +20,11 @@ from rich.progress import (
 )
 
 from refine_pl.callbacks.answering_progress import AnsweringProgress
-from refine_pl.callbacks.phases import PhaseCallback
-from refine_pl.callbacks.schedule import find_schedule
-from refine_pl.module import RefineModule
-from refine_pl.run_phases import updates_per_batch
 from refine_pl.task_records import TaskBatch
+from refine_pl.training.module import RefineModule
+from refine_pl.training.phases import PhaseCallback
+from refine_pl.training.run_phases import updates_per_batch
+from refine_pl.training.schedule import find_schedule
 
 # What is shown, its name in the log, and its format.
 SHOWN = (

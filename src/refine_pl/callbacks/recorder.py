@@ -14,14 +14,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from refine_pl.callbacks.schedule import find_schedule
-from refine_pl.module import RefineModule
 from refine_pl.records import Experience
 from refine_pl.report.drawing import LIGHT, pixels
 from refine_pl.report.entropy import EntropyMap
 from refine_pl.report.figures import entropy_figure
 from refine_pl.report.text import plain
 from refine_pl.selectors.base import segment_bounds, smooth
+from refine_pl.training.module import RefineModule
+from refine_pl.training.schedule import find_schedule
 
 ROLLOUTS, ENTROPY = "rollouts.jsonl", "entropy.jsonl"
 

@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from refine_pl.callbacks.schedule import find_schedule
-from refine_pl.module import RefineModule
+from refine_pl.training.module import RefineModule
+from refine_pl.training.schedule import find_schedule
 
 # The metric, what it is called here, and its format.
 ROWS = (

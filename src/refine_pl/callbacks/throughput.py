@@ -11,7 +11,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from refine_pl.module import RefineModule
+from refine_pl.training.module import RefineModule
 
 KIB_PER_GIB = 2**20
 

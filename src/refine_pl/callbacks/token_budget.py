@@ -8,7 +8,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from refine_pl.errors import ConfigError
-from refine_pl.module import RefineModule
+from refine_pl.training.module import RefineModule
 
 
 class TokenBudget(Callback):

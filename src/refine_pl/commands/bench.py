@@ -24,10 +24,10 @@ from refine_pl.benchmark.table import render, summary
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
 from refine_pl.errors import ConfigError, UserError
-from refine_pl.module import RefineModule
 from refine_pl.records import Batch
 from refine_pl.refine_step import LossWeights
 from refine_pl.rollouts import Forked, Recompute
+from refine_pl.training.module import RefineModule
 
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
 ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,

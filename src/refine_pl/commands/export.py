@@ -17,8 +17,8 @@ from refine_pl.backbones.pretrained import build, check_weights, save_pretrained
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
-from refine_pl.data.tokenizers import HubTokenizer
 from refine_pl.errors import CheckpointError
+from refine_pl.tokenizers import HubTokenizer
 
 _HELP = """Writes config.json, safetensors and the tokenizer of a checkpoint, as published models
 have them. The checkpoint may be a file, or the folder that sharded training writes."""

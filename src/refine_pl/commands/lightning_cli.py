@@ -28,8 +28,8 @@ from refine_pl.commands.checkpoints import (
 from refine_pl.commands.config_errors import explain, refuse_nulls
 from refine_pl.commands.config_sources import Source, last_value, read_sources
 from refine_pl.errors import ConfigError, UserError
-from refine_pl.module import RefineModule
 from refine_pl.parts import build_part, check_one_is_given
+from refine_pl.training.module import RefineModule
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
 A second --config is merged key by key, but dicts and lists (model.rewards, trainer.callbacks) are

@@ -6,8 +6,10 @@ tokenizer can be imported without Lightning.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from refine_pl.lazy import lazy_names
+from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from refine_pl.data.collate import Row
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from refine_pl.data.tasks.question_answering import MultiDocumentQA
     from refine_pl.data.tasks.row_files import RowFiles
     from refine_pl.data.text import TextData
-    from refine_pl.data.tokenizers import Bytes, HubTokenizer, Tokenizer
 
 __all__ = [
     "BatchKey",
@@ -46,14 +47,12 @@ __all__ = [
     "Tokenizer",
 ]
 
-_HOME = {
+_HOMES = {
     "BatchKey": "loader",
     "BatchOrder": "loader",
-    "Bytes": "tokenizers",
     "Corpus": "corpora.base",
     "Files": "corpora.files",
     "HubDataset": "corpora.hub_dataset",
-    "HubTokenizer": "tokenizers",
     "MultiDocumentQA": "tasks.question_answering",
     "NeedleInAHaystack": "tasks.needles",
     "PhaseData": "phase_data",
@@ -64,17 +63,6 @@ _HOME = {
     "TaskData": "task_data",
     "TaskSource": "tasks.base",
     "TextData": "text",
-    "Tokenizer": "tokenizers",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

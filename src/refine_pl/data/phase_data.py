@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import CheckpointError, ConfigError, nearest
+from refine_pl.tokenizers import Tokenizer
 
 Plan = Sequence[tuple[str, int]]
 """``(source, batches)`` for each phase, in their order."""

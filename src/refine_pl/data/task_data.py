@@ -23,10 +23,10 @@ from refine_pl.data.tasks.task_set import (
     collate_tasks,
     read_sources,
 )
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.evaluation.tasks import register_rules
 from refine_pl.task_records import TaskBatch, TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 _SETTINGS = (
     "rows, tokenizer, max_prompt_tokens, over_long, answer_separator, answer_eos, budget, seed and "

@@ -24,9 +24,9 @@ from refine_pl.data.ranks import (
 from refine_pl.data.split import Split, split_documents
 from refine_pl.data.text_rows import TextRows
 from refine_pl.data.token_cache import TokenCache, tokenized
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import ConfigError
 from refine_pl.records import Batch
+from refine_pl.tokenizers import Tokenizer
 
 
 class TextData(LightningDataModule):

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import ConfigError, DataError
+from refine_pl.tokenizers import Tokenizer
 
 FORMAT = 1
 _CHARACTERS_AT_ONCE = 2**20  # tokenized together

@@ -6,8 +6,9 @@ torchmetrics or rouge before it is needed.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from refine_pl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from refine_pl.evaluation.answering import Answering
@@ -64,7 +65,7 @@ __all__ = [
     "scores",
 ]
 
-_HOME = {
+_HOMES = {
     "Answering": "answering",
     "Classification": "metrics",
     "CodeSimilarity": "metrics",
@@ -89,14 +90,4 @@ _HOME = {
     "TaskScores": "metrics",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

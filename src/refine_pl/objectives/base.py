@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
+from refine_pl.tokenizers import Tokenizer
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """For the log: by name, a sum over things and how many they are."""

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import DataError
 from refine_pl.losses import ntp_targets
 from refine_pl.objectives.base import AnswerObjective, Sums
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
+from refine_pl.tokenizers import Tokenizer
 
 
 class SupervisedAnswers(AnswerObjective):

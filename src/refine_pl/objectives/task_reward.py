@@ -10,7 +10,6 @@ from torch import Tensor
 
 from refine_pl.advantages import AdvantageEstimator, group_statistics
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import ConfigError
 from refine_pl.evaluation.decoding import sampling
 from refine_pl.evaluation.generation import continue_prompts
@@ -21,6 +20,7 @@ from refine_pl.randomness import RowRandom
 from refine_pl.records import Positions
 from refine_pl.rollouts import Forked
 from refine_pl.task_records import TaskBatch
+from refine_pl.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The scalars of a run as a report shows them: groups, units and formats.
 
-``refine_pl.run_log.METRICS`` is the list of all names; it cannot be imported here without
+``refine_pl.training.tally.METRICS`` is the list of all names; it cannot be imported here without
 Lightning, and a test compares the two.
 """
 
@@ -69,6 +69,7 @@ CURVES: dict[str, tuple[Metric, ...]] = {
         Metric("policy/approx_kl", "approximate KL", "nats per rollout token"),
         Metric("policy/clip_fraction", "clipped rollout tokens", "share", _PERCENT),
         Metric("policy/dual_clip_fraction", "dual clip binds", "share", _PERCENT),
+        Metric("policy/<name>", "a number of the policy loss"),
     ),
     "Optimizer": (
         Metric("optim/lr", "learning rate", form="{:.2e}", exact=True),
@@ -87,7 +88,7 @@ CURVES: dict[str, tuple[Metric, ...]] = {
     ),
 }
 
-PHASE = "run/phase"
+PHASE = "run/stage"
 
 # Logged, and shown by other means or not worth a figure of its own.
 NO_CURVE: tuple[Metric, ...] = (

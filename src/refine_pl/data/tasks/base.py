@@ -9,8 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.task_records import TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 
 class TaskSource(ABC):

@@ -14,9 +14,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from refine_pl.data.tokenizers import TokenIds, Tokenizer
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
+from refine_pl.tokenizers import TokenIds, Tokenizer
 
 Ids = npt.NDArray[np.int32]
 OverLong: TypeAlias = Literal["cut_middle", "refuse"]

@@ -22,9 +22,9 @@ from refine_pl.data.tasks.haystacks import CorpusText, Sentences, distractors, n
 from refine_pl.data.tasks.needle_layouts import Full, Layout, Short
 from refine_pl.data.tasks.row_cache import MadeRows, cached_rows
 from refine_pl.data.token_cache import default_cache_dir
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import ConfigError, check_choice
 from refine_pl.task_records import TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 FORMAT = 1  # raised when the same settings give other rows
 MIN_LENGTH = 128

@@ -23,9 +23,9 @@ from refine_pl.data.tasks.fitting import most_that_fits
 from refine_pl.data.tasks.row_cache import MadeRows, cached_rows
 from refine_pl.data.tasks.row_files import ANSWER_COLUMNS, short_names
 from refine_pl.data.token_cache import default_cache_dir
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 FORMAT = 1  # raised when the same settings give other rows
 

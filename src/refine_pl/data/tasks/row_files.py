@@ -15,9 +15,9 @@ from refine_pl.data.content_hash import file_hash
 from refine_pl.data.named_rows import NamedRow, find_files, named_rows, shown_paths, text_lines
 from refine_pl.data.tasks.base import TaskSource
 from refine_pl.data.tasks.columns import answers_of, missing_column, report_missing, text_of
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import DataError
 from refine_pl.task_records import TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 UNNAMED_TASK = "prompts"
 """The task of rows that name none and need no answers."""

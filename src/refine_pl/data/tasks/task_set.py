@@ -15,10 +15,10 @@ from refine_pl.data.collate import Row, collate
 from refine_pl.data.loader import BatchKey
 from refine_pl.data.tasks.base import TaskSource, rows_hash
 from refine_pl.data.tasks.encoding import EncodedRow, Encoding, encode_rows
-from refine_pl.data.tokenizers import Tokenizer
 from refine_pl.errors import DataError
 from refine_pl.randomness import stream_seed
 from refine_pl.task_records import TaskBatch, TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 _SLOW_CHARACTERS = 10**7  # to tokenize, so that people should know why they wait
 

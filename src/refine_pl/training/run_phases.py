@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refine_pl.module import RefineModule
-    from refine_pl.update_loop import Settings
+    from refine_pl.training.module import RefineModule
+    from refine_pl.training.updater import Settings
 
 
 def training_phases(module: RefineModule) -> list[Any]:

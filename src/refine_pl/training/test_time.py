@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.backbones import FastWeightLM
-from refine_pl.callbacks.phases import PhaseCallback, without_rollouts
 from refine_pl.errors import ConfigError
-from refine_pl.module import RefineModule
-from refine_pl.run_checks import check_small_lr
-from refine_pl.run_log import Tally
-from refine_pl.run_phases import describe_iteration
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
-from refine_pl.update_loop import Processes, UpdateLoop
+from refine_pl.training.checks import check_small_lr
+from refine_pl.training.module import RefineModule
+from refine_pl.training.phases import PhaseCallback, without_rollouts
+from refine_pl.training.run_phases import describe_iteration
+from refine_pl.training.tally import Tally
+from refine_pl.training.updater import Processes, UpdateLoop
 
 
 class TestTimeTraining(PhaseCallback):

@@ -9,13 +9,13 @@ from refine_pl.losses import ntp_targets
 from refine_pl.objectives.supervised import answer_statistics
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
-from refine_pl.run_log import VALIDATION_SUMS, Tally
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import Answer, TaskBatch
-from refine_pl.update_loop import cut
+from refine_pl.training.tally import VALIDATION_SUMS, Tally
+from refine_pl.training.updater import cut
 
 if TYPE_CHECKING:
-    from refine_pl.module import RefineModule
+    from refine_pl.training.module import RefineModule
 
 
 def validation_sums(module: RefineModule) -> Tally:

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from refine_pl.errors import ConfigError
-from refine_pl.module import RefineModule
 from refine_pl.objectives import AnswerObjective
 from refine_pl.parts import SUPERVISED, build_part
 from refine_pl.records import Batch
-from refine_pl.run_phases import describe_iteration
 from refine_pl.task_records import TaskBatch
-from refine_pl.update_loop import Settings
+from refine_pl.training.module import RefineModule
+from refine_pl.training.run_phases import describe_iteration
+from refine_pl.training.updater import Settings
 
 
 class PhaseCallback(Callback):

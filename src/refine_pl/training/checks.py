@@ -13,12 +13,12 @@ from torch import Tensor
 
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.records import RolloutPlan
-from refine_pl.run_phases import draws_rollouts, updates_per_batch
 from refine_pl.selectors import PositionSelector
 from refine_pl.task_records import TaskBatch
+from refine_pl.training.run_phases import draws_rollouts, updates_per_batch
 
 if TYPE_CHECKING:
-    from refine_pl.module import RefineModule
+    from refine_pl.training.module import RefineModule
 
 SMALL_LR = 1e-4
 """Below it, steps are lost in the rounding of bfloat16 weights."""

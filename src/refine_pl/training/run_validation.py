@@ -6,7 +6,7 @@ import sys
 
 from lightning.pytorch import Trainer
 
-from refine_pl.callbacks.rng import undisturbed
+from refine_pl.training.random_state import undisturbed
 
 
 def run_validation(trainer: Trainer) -> None:

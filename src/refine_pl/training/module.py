@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
 from refine_pl.evaluation.answering import Answering
-from refine_pl.held_out import tally_rows, tally_sequences, validation_sums
 from refine_pl.losses import ClippedPolicy
 from refine_pl.objectives import AnswerObjective, SupervisedAnswers
 from refine_pl.parts import (
@@ -43,7 +42,10 @@ from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import LossWeights, RefineStep
 from refine_pl.rewards import Reward
 from refine_pl.rollouts import RolloutGenerator
-from refine_pl.run_checks import (
+from refine_pl.selectors import PositionSelector
+from refine_pl.stopwatch import Stopwatch
+from refine_pl.task_records import Answer, TaskBatch
+from refine_pl.training.checks import (
     check_batch_size,
     check_data,
     check_is_read,
@@ -52,24 +54,22 @@ from refine_pl.run_checks import (
     check_state,
     check_trainer,
 )
-from refine_pl.run_log import FlatRewards, Tally, logged_means
-from refine_pl.run_phases import describe_batch, training_phases
-from refine_pl.run_state import (
+from refine_pl.training.counters import (
     KEY,
     fit_reference,
     reset_counters,
     restore_counters,
     run_state,
 )
-from refine_pl.selectors import PositionSelector
-from refine_pl.sharding import class_name, gather, scatter, shard
-from refine_pl.stopwatch import Stopwatch
-from refine_pl.task_records import Answer, TaskBatch
-from refine_pl.update_loop import Processes, Settings, UpdateLoop
+from refine_pl.training.run_phases import describe_batch, training_phases
+from refine_pl.training.sharding import class_name, gather, scatter, shard
+from refine_pl.training.tally import FlatRewards, Tally, logged_means
+from refine_pl.training.updater import Processes, Settings, UpdateLoop
+from refine_pl.training.validation import tally_rows, tally_sequences, validation_sums
 
 
 class RefineModule(LightningModule):
-    """Trains a fast-weight model with ReFINE. The logged names are in :mod:`refine_pl.run_log`.
+    """Trains a fast-weight model with ReFINE. What is logged: ``metrics.py``.
 
     Args:
         backbone: the model that is trained, the policy.

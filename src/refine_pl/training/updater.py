@@ -25,16 +25,16 @@ from refine_pl.objectives import AnswerObjective
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import Counts, LossWeights
-from refine_pl.run_log import Tally, tally_experience
-from refine_pl.sharding import whole
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
+from refine_pl.training.sharding import whole
+from refine_pl.training.tally import Tally, tally_experience
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
-    from refine_pl.module import RefineModule
+    from refine_pl.training.module import RefineModule
 
 T = TypeVar("T")
 

@@ -11,14 +11,18 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from refine_pl.callbacks.validation import run_validation, take_over_validation, validates_on_stop
 from refine_pl.errors import ConfigError, nearest
-from refine_pl.module import RefineModule
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
-from refine_pl.run_checks import check_plan
-from refine_pl.run_phases import describe_batch, draws_rollouts, training_phases
-from refine_pl.update_loop import Settings
+from refine_pl.training.checks import check_plan
+from refine_pl.training.module import RefineModule
+from refine_pl.training.run_phases import describe_batch, draws_rollouts, training_phases
+from refine_pl.training.run_validation import (
+    run_validation,
+    take_over_validation,
+    validates_on_stop,
+)
+from refine_pl.training.updater import Settings
 
 PLAN_FIELDS = tuple(field.name for field in dataclasses.fields(RolloutPlan))
 WEIGHT_FIELDS = tuple(field.name for field in dataclasses.fields(LossWeights))
@@ -240,7 +244,7 @@ class PhaseSchedule(Callback):
         """Validate after a phase, and stop after the last one."""
         assert isinstance(pl_module, RefineModule)
         index, _ = self.place(pl_module.iteration - 1)
-        pl_module.log_scalars({"run/phase": index}, pl_module.log_is_due)
+        pl_module.log_scalars({"run/stage": index}, pl_module.log_is_due)
         if self.boundary(pl_module.iteration) is None:
             return
         last = pl_module.iteration == self.num_iterations

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from refine_pl.data.tokenizers import Tokenizer
+from refine_pl.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
-    from refine_pl.module import RefineModule
+    from refine_pl.training.module import RefineModule
 
 COUNTERS = ("iteration", "updates", "skipped_steps", "tokens_seen")
 KEY = "refine_pl"  # in a checkpoint

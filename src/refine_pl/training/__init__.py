@@ -1,0 +1,1 @@
+"""Training: the engine that makes updates, the Lightning module around it, phases and stages."""
