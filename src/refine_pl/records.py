@@ -86,7 +86,7 @@ class Rollouts:
     positions: Positions
     tokens: Tensor  # [B, S, N, L] int64, sampled
     targets: Tensor  # [B, S, L] int64, the true continuation
-    logprobs: Tensor  # [B, S, N, L] float32, of the sampled tokens when they were sampled
+    old_logprobs: Tensor  # [B, S, N, L] float32, of the sampled tokens when they were sampled
     hidden: Tensor  # [B, S, N, L, D] final hidden state after reading each rollout token
     target_hidden: Tensor  # [B, S, L, D] final hidden state after reading each target token
     target_logprobs: Tensor
@@ -98,9 +98,9 @@ class Rollouts:
         return self.positions.valid
 
     @property
-    def old_logprobs(self) -> Tensor:
-        """``[B, S, N, L]``: the log-probabilities when the tokens were sampled."""
-        return self.logprobs
+    def loss_mask(self) -> Tensor:
+        """``[B, S, N, L]`` bool, the tokens that count in the loss."""
+        return self.valid[:, :, None, None].expand(self.tokens.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from refine_pl.advantages.base import AdvantageEstimator
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.losses import ClippedPolicy, kl_to_reference, ntp_targets
+from refine_pl.losses import (
+    LossSum,
+    PolicyLoss,
+    count_ntp_tokens,
+    kl_to_reference,
+    ntp_targets,
+)
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, Prefill, RolloutPlan
 from refine_pl.rewards.base import Reward
@@ -39,12 +46,15 @@ class LossWeights:
         return self.policy_weight != 0 or self.kl_weight != 0
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the sums of one optimizer step are divided by, over its micro-batches and ranks."""
+Number = TypeVar("Number", Tensor, float)
 
-    ntp_tokens: float
-    rollout_tokens: float
+
+class Counts(NamedTuple, Generic[Number]):
+    """What sums are divided by: those of one micro-batch, or of a whole optimizer step."""
+
+    ntp_tokens: Number  # next-token targets
+    policy: Number  # what the policy loss counts: rollout tokens, or rollouts
+    rollout_tokens: Number  # what the KL counts
 
 
 class RefineStep(nn.Module):
@@ -64,7 +74,7 @@ class RefineStep(nn.Module):
         generator: RolloutGenerator,
         rewards: Mapping[str, Reward],
         advantage: AdvantageEstimator,
-        policy_loss: ClippedPolicy,
+        policy_loss: PolicyLoss,
     ) -> None:
         super().__init__()
         self.selector = selector
@@ -106,61 +116,62 @@ class RefineStep(nn.Module):
         stats = policy.head(output.hidden.flatten(0, 1), entropy=True)
         return Prefill(output.hidden, stats.entropy.view(batch.tokens.shape), output.trail)
 
+    def counts(self, micro_batch: Experience | Batch) -> Counts[Tensor]:
+        """What the sums of a micro-batch are taken over: three scalars."""
+        if isinstance(micro_batch, Batch):
+            none = micro_batch.num_tokens.new_zeros(())
+            return Counts(count_ntp_tokens(micro_batch.num_tokens), none, none)
+        loss_mask = micro_batch.rollouts.loss_mask
+        return Counts(
+            count_ntp_tokens(micro_batch.batch.num_tokens),
+            self.policy_loss.count(loss_mask),
+            loss_mask.sum(),
+        )
+
     def loss(
         self,
         policy: FastWeightLM,
         experience: Experience | Batch,
-        counts: Counts,
+        counts: Counts[float],
         weights: LossWeights,
         reference: FastWeightLM | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> LossSum:
         """Step 6: this micro-batch's share of the loss, and sums for the log.
 
         Args:
             policy: the model being optimised.
             experience: rollouts with their advantages, or a bare batch for plain NTP training.
-            counts: what the sums are divided by.
+            counts: of the whole optimizer step, over its micro-batches and processes.
             weights: of the terms.
             reference: the frozen model that the KL term compares with.
-
-        Returns:
-            The loss, a scalar with gradients, and detached sums over NTP tokens (``ntp_loss``) and
-            over rollout tokens (all others).
         """
-        batch = experience if isinstance(experience, Batch) else experience.batch
+        local = self.counts(experience)
         if isinstance(experience, Batch):
+            batch = experience
             hidden = policy(batch.tokens, batch.num_tokens).hidden
         else:
-            rollouts = experience.rollouts
-            hidden, rollout_hidden = self.generator.replay(
-                policy, batch, rollouts.positions, rollouts.tokens
-            )
-        ntp_sum = -policy.head(hidden.flatten(0, 1), ntp_targets(batch).flatten()).logprob.sum()
-        loss = weights.ntp_weight * ntp_sum / counts.ntp_tokens
-        sums = {"ntp_loss": ntp_sum.detach()}
+            batch, rollouts = experience.batch, experience.rollouts
+            positions, tokens = rollouts.positions, rollouts.tokens
+            hidden, rollout_hidden = self.generator.replay(policy, batch, positions, tokens)
+        ntp = -policy.head(hidden.flatten(0, 1), ntp_targets(batch).flatten()).logprob.sum()
+        total = weights.ntp_weight * ntp / counts.ntp_tokens
+        sums = {"ntp_loss": (ntp.detach(), local.ntp_tokens)}
         if isinstance(experience, Batch):
-            return loss, sums
+            return LossSum(total, sums)
 
-        tokens = rollouts.tokens
         stats = policy.head(rollout_hidden.flatten(0, -2), tokens.flatten(), entropy=True)
-        logprobs = stats.logprob.view(tokens.shape)
-        loss_mask = rollouts.valid[:, :, None, None].expand(tokens.shape)
-        policy_sum, policy_sums = self.policy_loss(
+        logprobs, loss_mask = stats.logprob.view(tokens.shape), rollouts.loss_mask
+        reinforced = self.policy_loss(
             logprobs, rollouts.old_logprobs, experience.advantages[..., None], loss_mask
         )
-        loss = loss + weights.policy_weight * policy_sum / counts.rollout_tokens
-        sums |= policy_sums | {
-            "entropy": stats.entropy.view(tokens.shape).where(loss_mask, 0).sum()
-        }
+        total = total + weights.policy_weight * reinforced.total / counts.policy
+        entropy = stats.entropy.view(tokens.shape).where(loss_mask, 0).sum()
+        sums |= reinforced.sums | {"entropy": (entropy.detach(), local.rollout_tokens)}
         if reference is not None and weights.kl_weight != 0:
             with torch.no_grad():
-                _, reference_hidden = self.generator.replay(
-                    reference, batch, rollouts.positions, tokens
-                )
-                reference_logprobs = reference.head(
-                    reference_hidden.flatten(0, -2), tokens.flatten()
-                ).logprob.view(tokens.shape)
-            kl_sum = kl_to_reference(logprobs, reference_logprobs, loss_mask)
-            loss = loss + weights.kl_weight * kl_sum / counts.rollout_tokens
-            sums["kl"] = kl_sum.detach()
-        return loss, {name: value.detach() for name, value in sums.items()}
+                _, hidden = self.generator.replay(reference, batch, positions, tokens)
+                frozen = reference.head(hidden.flatten(0, -2), tokens.flatten()).logprob
+            kl = kl_to_reference(logprobs, frozen.view(tokens.shape), loss_mask)
+            total = total + weights.kl_weight * kl / counts.rollout_tokens
+            sums["kl"] = (kl.detach(), local.rollout_tokens)
+        return LossSum(total, sums)

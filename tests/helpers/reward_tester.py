@@ -43,7 +43,7 @@ def random_rollouts(
         positions=Positions(20 + 30 * torch.arange(s).expand(b, s).where(valid, 0), valid),
         tokens=tokens(b, s, n, length),
         targets=tokens(b, s, length),
-        logprobs=-normal(b, s, n, length).abs(),
+        old_logprobs=-normal(b, s, n, length).abs(),
         hidden=normal(b, s, n, length, hidden_size),
         target_hidden=normal(b, s, length, hidden_size),
         target_logprobs=-normal(b, s, n, length).abs(),

@@ -183,7 +183,7 @@ def test_a_class_of_ones_own_is_found_in_the_working_directory(workplace, monkey
         "from refine_pl.rewards import Reward\n"
         "class Mine(Reward):\n"
         "    def score(self, rollouts):\n"
-        "        return rollouts.logprobs.mean(-1)\n"
+        "        return rollouts.old_logprobs.mean(-1)\n"
     )
     config = resolved(
         "fit", "--config", "full.yaml", "--model.rewards",

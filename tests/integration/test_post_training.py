@@ -189,9 +189,10 @@ def test_its_update_reads_sampled_answers_as_they_were_drawn():
             expected = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, answer[:, None])
             drawn = prepared.old_logprobs[b, 0, n][prepared.loss_mask[b, 0, n]]
             torch.testing.assert_close(drawn.double(), expected[:, 0], rtol=1e-5, atol=1e-5)
-    loss, log = objective.loss(model.policy, prepared)
+    made = objective.loss(model.policy, prepared)
+    log = made.sums
     assert float(log["answer/ratio"][0] / log["answer/ratio"][1]) == pytest.approx(1, abs=1e-5)
-    assert loss.requires_grad
+    assert made.total.requires_grad
 
 
 def test_better_answers_become_likelier():

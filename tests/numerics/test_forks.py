@@ -101,7 +101,7 @@ def test_replay_starts_from_the_sampled_logprobs():
     )
     _, hidden = Forked().replay(policy, batch, positions, rollouts.tokens)
     again = policy.head(hidden.flatten(0, -2), rollouts.tokens.flatten()).logprob
-    torch.testing.assert_close(again.view_as(rollouts.logprobs).float(), rollouts.logprobs)
+    torch.testing.assert_close(again.view_as(rollouts.old_logprobs).float(), rollouts.old_logprobs)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -27,12 +27,13 @@ def update(step, policy, batch, plan, experience=None, reference=None):
     if experience is None:
         randomness = tiny.RowRandom(3, 0, batch.rows)
         experience = step.draw(policy, batch, plan, randomness, Stopwatch())
-    counts = Counts(100.0, 10.0)
+    counts = Counts(100.0, 10.0, 10.0)
     policy.zero_grad()
-    loss, sums = step.loss(policy, experience, counts, WEIGHTS, reference)
-    loss.backward()
+    made = step.loss(policy, experience, counts, WEIGHTS, reference)
+    made.total.backward()
+    sums = {name: total for name, (total, _) in made.sums.items()}
     gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
-    return experience, loss.detach(), sums, gradients
+    return experience, made.total.detach(), sums, gradients
 
 
 def assert_same(first, second, rtol=1e-7, atol=1e-9):
@@ -113,9 +114,8 @@ def test_padding_changes_nothing():
 def test_plain_training_is_the_cross_entropy_of_the_sequences():
     policy = tiny.delta_net(seed=1)
     batch = tiny.batch([60, 41], width=64)
-    loss, _ = make_step(Forked()).loss(
-        policy, batch, Counts(99.0, 1.0), LossWeights(policy_weight=0.0)
-    )
+    counts = Counts(99.0, 1.0, 1.0)
+    loss = make_step(Forked()).loss(policy, batch, counts, LossWeights(policy_weight=0.0)).total
     hidden = policy(batch.tokens, batch.num_tokens).hidden
     logits = hidden @ policy.lm_head.weight.t()
     targets = ntp_targets(batch)

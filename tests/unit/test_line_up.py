@@ -85,7 +85,7 @@ def test_the_token_after_the_least_sure_prefix_is_the_first_of_the_rollout():
     rollouts = experience.rollouts
     assert rollouts.positions.index.tolist() == [[34]]
     assert rollouts.targets.tolist() == [[[4]]]
-    torch.testing.assert_close(rollouts.logprobs.exp(), torch.full((1, 1, 1, 1), 1 / VOCAB))
+    torch.testing.assert_close(rollouts.old_logprobs.exp(), torch.full((1, 1, 1, 1), 1 / VOCAB))
     torch.testing.assert_close(rollouts.target_logprobs.exp(), torch.full((1, 1, 1, 1), 1 / VOCAB))
 
 

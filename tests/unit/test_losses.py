@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from refine_pl.errors import ConfigError
-from refine_pl.losses import ClippedPolicy, count_ntp_tokens, kl_to_reference, ntp_targets
+from refine_pl.losses import ClippedPolicy, LossSum, count_ntp_tokens, kl_to_reference, ntp_targets
 from refine_pl.records import Batch
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "grpo.safetensors")
@@ -29,13 +29,17 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
     return new, old, advantages, loss_mask[:, :, None, None].expand(SHAPE)
 
 
+def totals(made: LossSum) -> dict[str, Tensor]:
+    """The sums alone; each must be over what the mask counts."""
+    return {name: total for name, (total, _) in made.sums.items()}
+
+
 def test_golden() -> None:
     logprobs = GOLDEN["log_probs"].clone().requires_grad_()
     mask = torch.ones_like(logprobs, dtype=torch.bool)
-    loss, sums = ClippedPolicy()(
-        logprobs, GOLDEN["old_log_probs"], GOLDEN["token_advantages"], mask
-    )
-    (loss / mask.sum()).backward()
+    made = ClippedPolicy()(logprobs, GOLDEN["old_log_probs"], GOLDEN["token_advantages"], mask)
+    sums = totals(made)
+    (made.total / mask.sum()).backward()
     torch.testing.assert_close(logprobs.grad, GOLDEN["grad_log_probs"], rtol=1e-5, atol=1e-7)
     names = ("policy_loss", "clip_fraction", "approx_kl", "dual_clip_fraction")
     for name in names:
@@ -47,7 +51,8 @@ def test_golden() -> None:
 @pytest.mark.parametrize("dual_clip", [3.0, 1.5, None])
 def test_against_plain_python(dual_clip: float | None) -> None:
     new, old, advantages, mask = inputs()
-    loss, sums = ClippedPolicy(0.1, 0.3, dual_clip)(new, old, advantages, mask)
+    made = ClippedPolicy(0.1, 0.3, dual_clip)(new, old, advantages, mask)
+    loss, sums = made.total, totals(made)
     expected = dict.fromkeys(sums, 0.0)
     for index in mask.nonzero().tolist():
         a = advantages[tuple(index[:3])].item()
@@ -71,7 +76,7 @@ def test_gradients() -> None:
     new, old, advantages, mask = inputs()
     new.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: ClippedPolicy()(x, old, advantages, mask)[0], (new,), eps=1e-7, atol=1e-6
+        lambda x: ClippedPolicy()(x, old, advantages, mask).total, (new,), eps=1e-7, atol=1e-6
     )
     assert torch.autograd.gradcheck(lambda x: kl_to_reference(x, old, mask), (new,), atol=1e-5)
 
@@ -79,8 +84,9 @@ def test_gradients() -> None:
 def test_on_policy_gradient_is_minus_the_advantage() -> None:
     _, old, advantages, mask = inputs()
     new = old.clone().requires_grad_()
-    loss, sums = ClippedPolicy()(new, old, advantages, mask)
-    loss.backward()
+    made = ClippedPolicy()(new, old, advantages, mask)
+    sums = totals(made)
+    made.total.backward()
     torch.testing.assert_close(new.grad, (-advantages * mask).expand(SHAPE))
     assert sums["ratio"] == mask.sum()
     assert sums["clip_fraction"] == sums["dual_clip_fraction"] == sums["approx_kl"] == 0
@@ -93,7 +99,8 @@ def test_masked_entries_give_no_loss_and_no_gradient(junk: float) -> None:
 
     def run(*tensors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
         logprobs = tensors[0].clone().requires_grad_()
-        loss, sums = ClippedPolicy()(logprobs, tensors[1], tensors[2], mask)
+        made = ClippedPolicy()(logprobs, tensors[1], tensors[2], mask)
+        loss, sums = made.total, totals(made)
         kl = kl_to_reference(logprobs, tensors[1], mask)
         (loss + kl).backward()
         assert logprobs.grad is not None
@@ -116,7 +123,8 @@ def test_an_empty_mask_is_zero_with_a_gradient() -> None:
     new, old, advantages, mask = inputs()
     new.requires_grad_()
     none = torch.zeros_like(mask)
-    loss, sums = ClippedPolicy()(new, old, advantages, none)
+    made = ClippedPolicy()(new, old, advantages, none)
+    loss, sums = made.total, totals(made)
     (loss + kl_to_reference(new, old, none)).backward()
     assert loss == 0
     assert not any(sums.values())
@@ -127,7 +135,8 @@ def test_huge_ratios_stay_finite() -> None:
     old = torch.tensor([-200.0, -200.0, -0.1, -0.1])
     new = torch.tensor([-0.1, -0.1, -200.0, -200.0], requires_grad=True)
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    loss, _ = ClippedPolicy(dual_clip=None)(new, old, advantages, torch.ones(4, dtype=torch.bool))
+    mask = torch.ones(4, dtype=torch.bool)
+    loss = ClippedPolicy(dual_clip=None)(new, old, advantages, mask).total
     loss.backward()
     assert loss.isfinite()
     assert new.grad.isfinite().all()
@@ -136,7 +145,7 @@ def test_huge_ratios_stay_finite() -> None:
 def test_no_gradient_reaches_old_logprobs_or_advantages() -> None:
     tensors = [t.requires_grad_() for t in inputs()[:3]]
     mask = inputs()[3]
-    loss, _ = ClippedPolicy()(*tensors, mask)
+    loss = ClippedPolicy()(*tensors, mask).total
     (loss + kl_to_reference(tensors[0], tensors[1], mask)).backward()
     assert tensors[0].grad is not None
     assert tensors[1].grad is None
@@ -145,18 +154,19 @@ def test_no_gradient_reaches_old_logprobs_or_advantages() -> None:
 
 def test_sums_of_micro_batches_add_up() -> None:
     new, old, advantages, mask = inputs()
-    whole, sums = ClippedPolicy()(new, old, advantages, mask)
+    whole = ClippedPolicy()(new, old, advantages, mask)
     parts = [ClippedPolicy()(*(t[i : i + 1] for t in (new, old, advantages, mask))) for i in (0, 1)]
-    torch.testing.assert_close(whole, parts[0][0] + parts[1][0])
-    for name, value in sums.items():
-        torch.testing.assert_close(value, parts[0][1][name] + parts[1][1][name])
+    torch.testing.assert_close(whole.total, parts[0].total + parts[1].total)
+    for name, pair in whole.sums.items():
+        for i, value in enumerate(pair):
+            torch.testing.assert_close(value, parts[0].sums[name][i] + parts[1].sums[name][i])
 
 
 def test_half_precision_is_computed_in_float32() -> None:
     new, old, advantages, mask = inputs(torch.bfloat16)
-    loss, sums = ClippedPolicy()(new, old, advantages, mask)
-    assert loss.dtype == torch.float32
-    assert {value.dtype for value in sums.values()} == {torch.float32}
+    made = ClippedPolicy()(new, old, advantages, mask)
+    assert made.total.dtype == torch.float32
+    assert {value.dtype for value in totals(made).values()} == {torch.float32}
 
 
 def test_built_by_jsonargparse() -> None:

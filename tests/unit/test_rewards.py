@@ -49,7 +49,7 @@ def perfect(rollouts: Rollouts) -> Rollouts:
         rollouts,
         tokens=rollouts.targets.unsqueeze(2).expand_as(rollouts.tokens),
         hidden=rollouts.target_hidden.unsqueeze(2).expand_as(rollouts.hidden),
-        target_logprobs=rollouts.logprobs,
+        target_logprobs=rollouts.old_logprobs,
     )
 
 
@@ -139,7 +139,7 @@ def test_a_rollout_equal_to_its_target_scores_exactly(hidden_size: int, scale: f
     assert (ExactMatch().score(rollouts) == 1).all()
     assert (EditDistance().score(rollouts) == 1).all()
     assert (EmbeddingSimilarity().score(rollouts) == 1).all()
-    assert torch.equal(LogLikelihood().score(rollouts), rollouts.logprobs.mean(-1))
+    assert torch.equal(LogLikelihood().score(rollouts), rollouts.old_logprobs.mean(-1))
     assert (hybrid.score(rollouts)[rollouts.valid] == 2).all()
 
 

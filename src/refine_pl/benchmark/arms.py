@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.losses import count_ntp_tokens
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import Counts, LossWeights, RefineStep
@@ -85,13 +84,8 @@ class Updater:
         """The loss of the whole batch."""
         if arm.generator is not None:
             self.step.generator = arm.generator
-        rollout_tokens = 1.0
-        if isinstance(experience, Experience):
-            rollouts = experience.rollouts
-            tokens_per_position = rollouts.tokens[0, 0].numel()
-            rollout_tokens = float(rollouts.valid.sum().clamp(min=1) * tokens_per_position)
-        counts = Counts(float(count_ntp_tokens(self.batch.num_tokens)), rollout_tokens)
-        return self.step.loss(self.policy, experience, counts, self.weights)[0]
+        counts = Counts(*(max(1.0, float(n)) for n in self.step.counts(experience)))
+        return self.step.loss(self.policy, experience, counts, self.weights).total
 
 
 def arms_of(plan: RolloutPlan, forked: RolloutGenerator, recompute: RolloutGenerator) -> list[Arm]:

@@ -39,7 +39,7 @@ def compare(updater: Updater, forked: Arm, other: Arm) -> Equality:
     valid = first.rollouts.valid
     same = (first.rollouts.tokens == second.rollouts.tokens)[valid]
     reached = same.cumprod(-1).bool()  # behind the first difference the texts differ
-    apart = (first.rollouts.logprobs - second.rollouts.logprobs)[valid].abs()
+    apart = (first.rollouts.old_logprobs - second.rollouts.old_logprobs)[valid].abs()
     for arm in (forked, other):
         with updater.precision():
             loss = updater.loss(arm, first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from refine_pl.losses.clipped_policy import mask_inputs
+from refine_pl.losses.base import mask_inputs
 
 
 def kl_to_reference(logprobs: Tensor, reference_logprobs: Tensor, loss_mask: Tensor) -> Tensor:

@@ -8,13 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.losses import LossSum
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
 from refine_pl.tokenizers import Tokenizer
-
-Sums = dict[str, tuple[Tensor, Tensor]]
-"""For the log: by name, a sum over things and how many they are."""
 
 
 class AnswerObjective(ABC):
@@ -39,7 +37,7 @@ class AnswerObjective(ABC):
         """What the summed loss is divided by, usually tokens: a scalar."""
 
     @abstractmethod
-    def loss(self, policy: FastWeightLM, prepared: Any) -> tuple[Tensor, Sums]:
+    def loss(self, policy: FastWeightLM, prepared: Any) -> LossSum:
         """The loss summed over the micro-batch, a scalar with gradients, and sums for the log."""
 
     def reads(self, batch: TaskBatch) -> Batch:

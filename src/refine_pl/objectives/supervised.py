@@ -7,8 +7,8 @@ from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import DataError
-from refine_pl.losses import ntp_targets
-from refine_pl.objectives.base import AnswerObjective, Sums
+from refine_pl.losses import LossSum, ntp_targets
+from refine_pl.objectives.base import AnswerObjective
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
@@ -43,15 +43,18 @@ class SupervisedAnswers(AnswerObjective):
         """Answer tokens."""
         return (answer_targets(prepared) >= 0).sum()
 
-    def loss(self, policy: FastWeightLM, prepared: TaskBatch) -> tuple[Tensor, Sums]:
+    def loss(self, policy: FastWeightLM, prepared: TaskBatch) -> LossSum:
         """The summed cross-entropy; for the log also the share of tokens that are most likely."""
         logprob, correct = answer_statistics(policy, prepared)
         total = -logprob.sum()
         count = torch.tensor(logprob.numel(), device=logprob.device)
-        return total, {
-            "train/sft_loss": (total.detach(), count),
-            "train/answer_accuracy": (correct.sum(), count),
-        }
+        return LossSum(
+            total,
+            {
+                "train/sft_loss": (total.detach(), count),
+                "train/answer_accuracy": (correct.sum(), count),
+            },
+        )
 
     def reads(self, batch: TaskBatch) -> Batch:
         """Prompts with their answers."""

@@ -13,8 +13,8 @@ from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import ConfigError
 from refine_pl.evaluation.decoding import sampling
 from refine_pl.evaluation.generation import continue_prompts
-from refine_pl.losses import ClippedPolicy
-from refine_pl.objectives.base import AnswerObjective, Sums
+from refine_pl.losses import LossSum, PolicyLoss
+from refine_pl.objectives.base import AnswerObjective
 from refine_pl.parts import CLIPPED, GROUP_RELATIVE, build_part
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Positions
@@ -52,7 +52,7 @@ class TaskReward(AnswerObjective):
         self,
         answers_per_prompt: PositiveInt = 8,
         advantage: AdvantageEstimator = GROUP_RELATIVE,
-        policy_loss: ClippedPolicy = CLIPPED,
+        policy_loss: PolicyLoss = CLIPPED,
         budget: PositiveInt | None = None,
     ) -> None:
         if answers_per_prompt < 2:
@@ -112,33 +112,36 @@ class TaskReward(AnswerObjective):
         )
 
     def count(self, prepared: SampledAnswers) -> Tensor:
-        """Sampled tokens."""
-        return prepared.loss_mask.sum()
+        """Sampled tokens, or answers, as the policy loss counts."""
+        return self.policy_loss.count(prepared.loss_mask)
 
-    def loss(self, policy: FastWeightLM, prepared: SampledAnswers) -> tuple[Tensor, Sums]:
-        """The clipped policy loss, summed over sampled tokens."""
+    def loss(self, policy: FastWeightLM, prepared: SampledAnswers) -> LossSum:
+        """The policy loss, summed over sampled tokens or answers."""
         tokens, mask, prompts = prepared.tokens, prepared.loss_mask, prepared.batch.prompts
         valid = torch.ones_like(mask[:, :, 0, 0])
         ends = Positions(prompts.num_tokens[:, None], valid)
         _, hidden = Forked().replay(policy, prompts, ends, tokens)
         logprobs = policy.head(hidden.flatten(0, -2), tokens.flatten()).logprob.view(tokens.shape)
-        total, sums = self.policy_loss(
+        made = self.policy_loss(
             logprobs, prepared.old_logprobs, prepared.advantages[..., None], mask
         )
-        count = mask.sum()
         groups = group_statistics(prepared.scores, valid, self.advantage.group_by)
         answers = torch.tensor(prepared.scores.numel())
         log = {
-            "train/answer_policy_loss": (total.detach(), count),
+            "train/answer_policy_loss": made.sums["policy_loss"],
             "answer/score": (prepared.scores.sum(), answers),
-            "answer/num_tokens": (count, answers),
+            "answer/num_tokens": (mask.sum(), answers),
             "answer/zero_spread_groups": (
                 groups.zero_spread.sum(),
                 torch.tensor(groups.zero_spread.numel()),
             ),
         }
-        log |= {f"answer/{name}": (sums[name], count) for name in ("ratio", "clip_fraction")}
-        return total, log
+        log |= {
+            f"answer/{name}": pair
+            for name, pair in made.sums.items()
+            if name in ("ratio", "clip_fraction")
+        }
+        return LossSum(made.total, log)
 
     def describe(self) -> str:
         """What the step is on."""

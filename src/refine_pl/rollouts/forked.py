@@ -47,7 +47,7 @@ class Forked(RolloutGenerator):
             positions=positions,
             tokens=drawn.tokens.view(shape),
             targets=targets,
-            logprobs=drawn.logprobs.view(shape),
+            old_logprobs=drawn.logprobs.view(shape),
             hidden=drawn.hidden.view(*shape, -1),
             target_hidden=at_offsets(prefill.hidden, positions, 0, length),
             target_logprobs=drawn.target_logprobs.view(shape),

@@ -57,7 +57,7 @@ class Recompute(RolloutGenerator):
             positions=positions,
             tokens=tokens,
             targets=targets,
-            logprobs=policy.head(before, tokens.flatten()).logprob.view(shape),
+            old_logprobs=policy.head(before, tokens.flatten()).logprob.view(shape),
             hidden=hidden[..., 1:, :],
             target_hidden=at_offsets(prefill.hidden, positions, 0, length),
             target_logprobs=policy.head(before, wanted.flatten()).logprob.view(shape),

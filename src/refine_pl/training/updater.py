@@ -8,7 +8,6 @@ iteration makes, in ``module.py`` and the phases.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.backbones import FastWeightLM
-from refine_pl.losses import count_ntp_tokens
 from refine_pl.objectives import AnswerObjective
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
@@ -170,10 +168,10 @@ class UpdateLoop:
         (count,) = self.total([(objective.count(micro_batch),) for micro_batch in prepared])
 
         def loss_of(micro_batch: Any) -> Tensor:
-            loss, sums = objective.loss(module.policy, micro_batch)
-            for name, (total, number) in sums.items():
+            made = objective.loss(module.policy, micro_batch)
+            for name, (total, number) in made.sums.items():
                 self.tally.add(name, total, number)
-            return loss / count
+            return made.total / count
 
         self.step(prepared, loss_of)
 
@@ -238,17 +236,15 @@ class UpdateLoop:
         return drawn
 
     def _refine_step(self, micro_batches: Sequence[Experience | Batch], settings: Settings) -> None:
-        counts = Counts(*self.total([_local_counts(m) for m in micro_batches]))
+        step = self.module.refine_step
+        counts = Counts(*self.total([step.counts(m) for m in micro_batches]))
 
         def loss_of(micro_batch: Experience | Batch) -> Tensor:
             module = self.module
-            loss, sums = module.refine_step.loss(
-                module.policy, micro_batch, counts, settings.weights, self.reference
-            )
-            ntp_tokens, rollout_tokens = _local_counts(micro_batch)
-            for name, total in sums.items():
-                self.tally.add(name, total, ntp_tokens if name == "ntp_loss" else rollout_tokens)
-            return loss
+            made = step.loss(module.policy, micro_batch, counts, settings.weights, self.reference)
+            for name, (total, number) in made.sums.items():
+                self.tally.add(name, total, number)
+            return made.total
 
         self.step(micro_batches, loss_of)
 
@@ -277,15 +273,6 @@ def cut(batch: AnyRows, size: int) -> Iterator[AnyRows]:
     """Pieces of ``size`` rows; the last one may be smaller."""
     for start in range(0, len(batch), size):
         yield batch.narrow(start, min(start + size, len(batch)))
-
-
-def _local_counts(micro_batch: Experience | Batch) -> tuple[Tensor, Tensor]:
-    """Next-token targets and rollout tokens of a micro-batch, on this process."""
-    if isinstance(micro_batch, Batch):
-        return count_ntp_tokens(micro_batch.num_tokens), torch.zeros_like(micro_batch.num_tokens[0])
-    rollouts = micro_batch.rollouts
-    tokens = rollouts.valid.sum() * math.prod(rollouts.tokens.shape[2:])
-    return count_ntp_tokens(micro_batch.batch.num_tokens), tokens
 
 
 def _without_hidden(experience: Experience) -> Experience:
