@@ -9,7 +9,8 @@ import sys
 
 import torch
 from lightning.pytorch import seed_everything
-from refine_pl.callbacks import Phase, PhaseSchedule, RandomState
+from refine_pl.callbacks import RandomState
+from refine_pl.training import Schedule, Stage
 from refine_pl.rewards import ExactMatch, EmbeddingSimilarity
 from runs import Curve, RowsData, module, trainer
 
@@ -36,7 +37,7 @@ model = module(rewards=rewards, minibatch_size=4, microbatch_size=1, kl_weight=0
 data = Data(batch_size=8, num_rows=24, ragged=True, validation_batch_size=4)
 data.validation.rows = data.validation.rows[:4]
 curve = Curve()
-schedule = PhaseSchedule([Phase("warm-up", 2, policy_weight=0.0), Phase("refine", 3)])
+schedule = Schedule({"warm-up": Stage(2, policy_weight=0.0), "refine": Stage(3)})
 run = trainer(
     RandomState(),
     schedule,

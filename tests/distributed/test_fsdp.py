@@ -64,7 +64,7 @@ assert sharded and all(sharded) if devices > 1 else not any(sharded)
 policy, reference = whole(model.policy), whole(model.reference)
 if run.is_global_zero:
     torch.save({"curve": curve.values, "validations": curve.validations, "policy": policy,
-                "reference": reference, "skipped": model.skipped_steps}, folder + ".pt")
+                "reference": reference, "skipped": model.counters.skipped_steps}, folder + ".pt")
 """
 
 

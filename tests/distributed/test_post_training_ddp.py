@@ -10,7 +10,7 @@ import sys
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
-from refine_pl.callbacks import PostTraining, TestTimeTraining
+from refine_pl.training import PostTraining, TestTimeTraining
 from refine_pl.objectives import SupervisedAnswers, TaskReward
 from runs import Curve, module, trainer
 from task_runs import TaskRowsData
@@ -49,7 +49,7 @@ tested = trainer(TestTimeTraining(), seen, inference_mode=False, limit_test_batc
 tested.test(model, datamodule=Shared(test_batch_size=2), verbose=False)
 restored = all(torch.equal(trained[k], v) for k, v in model.policy.state_dict().items())
 torch.save({"curve": curve.values, "parameters": trained, "norms": seen.norms,
-            "restored": restored, "updates": model.updates}, f"{path}.{run.global_rank}")
+            "restored": restored, "updates": model.counters.updates}, f"{path}.{run.global_rank}")
 """
 
 

@@ -7,15 +7,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import RowsData, assert_same_parameters, backbone, module, parameters, train, trainer
 
-from refine_pl.callbacks import Phase, PhaseSchedule, Throughput
+from refine_pl.callbacks import Throughput
 from refine_pl.data import Bytes
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.losses import ClippedPolicy, ntp_targets
 from refine_pl.rewards import EditDistance, EmbeddingSimilarity, ExactMatch, LogLikelihood, Reward
 from refine_pl.rollouts import Forked
+from refine_pl.training import Schedule, Stage
 from refine_pl.training.metrics import metrics
 from refine_pl.training.module import RefineModule
-from refine_pl.training.tally import VALIDATION_SUMS
+from refine_pl.training.validation import VALIDATION_SUMS
 
 
 class FewWords(RowsData):
@@ -40,8 +41,8 @@ def test_the_policy_loss_alone_moves_the_reward_the_way_it_is_told(weight):
         microbatch_size=4,
         optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3),
     )
-    warm_up = Phase("warm-up", 30, ntp_weight=1.0, policy_weight=0.0, lr=1e-2)
-    schedule = PhaseSchedule([warm_up, Phase("reward only", 40)], validate=False)
+    warm_up = Stage(30, ntp_weight=1.0, policy_weight=0.0, lr=1e-2)
+    schedule = Schedule({"warm-up": warm_up, "reward only": Stage(40)}, validate=False)
     curve = train(model, FewWords(), iterations=70, callbacks=[schedule])
     match = [values["reward/match/mean"] for values in curve.values[30:]]
     first, last = sum(match[:8]) / 8, sum(match[-8:]) / 8
@@ -61,7 +62,7 @@ def test_every_batch_makes_one_step_per_mini_batch():
     model, data = module(), RowsData(batch_size=4)
     run = trainer(iterations=3)
     run.fit(model, datamodule=data)
-    assert run.global_step == model.updates == 3 * 2
+    assert run.global_step == model.counters.updates == 3 * 2
     assert model.iteration == 3
     assert model.tokens_seen == 3 * 4 * data.sequence_length
 
@@ -148,7 +149,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted():
     model = module(policy_loss=BrokenLoss())
     run = trainer(Watch(), iterations=3)
     run.fit(model, datamodule=RowsData())
-    assert model.skipped_steps == 2
+    assert model.counters.skipped_steps == 2
     assert run.callback_metrics["optim/skipped_steps"] == 2
     assert run.global_step == 6, "skipped steps count, or checkpoints every n steps would drift"
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
@@ -194,10 +195,14 @@ def test_every_logged_name_is_in_the_table():
         "edit": EditDistance(),
     }
     model = module(rewards=rewards, kl_weight=0.1)
-    callbacks = [Throughput(), PhaseSchedule([Phase("one", 2)])]
+    callbacks = [Throughput(), Schedule({"one": Stage(2)})]
     curve = train(model, callbacks=callbacks, limit_val_batches=1.0)
     names = {name for values in curve.values for name in values}
-    logged = [metric.name for metric in metrics() if metric.name != "policy/<name>"]
+    logged = [
+        metric.name
+        for metric in metrics()
+        if metric.name not in ("policy/<name>", "setting/<name>")
+    ]
     expected = {pattern.replace("<name>", name) for pattern in logged for name in rewards}
     answers = {
         name for name in expected if "answer" in name or name.endswith(("sft_loss", "score"))

@@ -5,10 +5,11 @@ import torch
 from runs import RowsData, assert_same_parameters, every_batch, module, parameters, train, trainer
 from task_runs import TaskRowsData, task_batch
 
-from refine_pl.callbacks import MidTraining, Phase, PhaseSchedule, PostTraining, TokenBudget
+from refine_pl.callbacks import TokenBudget
 from refine_pl.errors import ConfigError
 from refine_pl.objectives import SupervisedAnswers, TaskReward
 from refine_pl.objectives.supervised import answer_targets
+from refine_pl.training import PostTraining, Schedule, Stage
 
 
 def post(mode="nested_refine", iterations=2, objective=None, data=None, callbacks=(), **options):
@@ -21,7 +22,7 @@ def post(mode="nested_refine", iterations=2, objective=None, data=None, callback
 
 def test_the_inner_update_is_on_the_prompts_and_the_outer_one_on_the_answers():
     model, curve = post()
-    assert model.updates == 2 * (2 + 1)  # two mini-batches and one step on the answers
+    assert model.counters.updates == 2 * (2 + 1)  # two mini-batches and one step on the answers
     assert model.iteration == 2
     assert len(set(curve["train/sft_loss"])) == 2
     for name in ("train/ntp_loss", "train/policy_loss", "reward/total/mean", "time/rollout_s"):
@@ -33,7 +34,7 @@ def test_the_inner_update_is_on_the_prompts_and_the_outer_one_on_the_answers():
 @pytest.mark.parametrize(("mode", "updates"), [("sft", 1), ("nested_sft", 3), ("nested_refine", 3)])
 def test_the_modes(mode, updates):
     model, curve = post(mode, iterations=1)
-    assert model.updates == updates
+    assert model.counters.updates == updates
     assert ("train/ntp_loss" in curve.values[0]) == (mode != "sft")
     assert ("train/policy_loss" in curve.values[0]) == (mode == "nested_refine")
     assert "train/sft_loss" in curve.values[0]
@@ -77,7 +78,7 @@ def test_micro_batches_change_nothing():
 
 def test_per_batch_takes_one_inner_step():
     model, _ = post("nested_sft", iterations=1, steps="per_batch")
-    assert model.updates == 2
+    assert model.counters.updates == 2
 
 
 def test_answers_are_learned():
@@ -119,24 +120,18 @@ def test_resume_is_exact(tmp_path):
 
 
 def test_data_that_no_phase_reads_are_refused():
-    with pytest.raises(ConfigError, match="rows with prompts and answers, and the phase is Mid"):
-        train(module(), TaskRowsData(), 1, callbacks=[MidTraining()])
+    with pytest.raises(ConfigError, match="rows with prompts and answers, and no phase is given"):
+        train(module(), TaskRowsData(), 1)
     with pytest.raises(ConfigError, match="sequences of text"):
         train(module(), RowsData(), 1, callbacks=[PostTraining()])
 
 
-def test_rows_need_a_phase():
-    """What is said of an iteration would not be what is done."""
-    with pytest.raises(ConfigError, match="the phase is none"):
-        train(module(), TaskRowsData(), 1)
-
-
 def test_a_schedule_gives_the_inner_update_its_settings():
     """Whatever the order of the callbacks."""
-    phases = [Phase("first", 1, policy_weight=0.0), Phase("second", 1)]
+    stages = {"first": Stage(1, policy_weight=0.0), "second": Stage(1)}
     curves = []
     for order in (1, -1):
-        callbacks = [PostTraining(), PhaseSchedule(phases, validate=False)][::order]
+        callbacks = [PostTraining(), Schedule(stages, validate=False)][::order]
         curves.append(train(module(), TaskRowsData(), None, callbacks=callbacks))
     for curve in curves:
         assert "train/policy_loss" not in curve.values[0]
@@ -161,7 +156,7 @@ def test_checkpoints_must_fall_on_batches(tmp_path):
 def test_task_reward_samples_scores_and_reinforces():
     objective = TaskReward(answers_per_prompt=16)
     model, curve = post("sft", 3, objective=objective)
-    assert model.updates == 3
+    assert model.counters.updates == 3
     for name in ("answer/score", "train/answer_policy_loss", "answer/zero_spread_groups"):
         assert len(curve[name]) == 3
     assert curve["answer/ratio"] == pytest.approx([1, 1, 1], abs=1e-4)  # drawn just before

@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from runs import RowsData, every_batch, module, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from refine_pl.callbacks import Phase, PhaseSchedule, RolloutRecorder
+from refine_pl.callbacks import RolloutRecorder
 from refine_pl.callbacks.recorder import (
     drop_later_lines,
     entropy_map,
@@ -15,6 +15,7 @@ from refine_pl.callbacks.recorder import (
 )
 from refine_pl.report.text import plain
 from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
+from refine_pl.training import Schedule, Stage
 
 REWARDS = {"similarity": EmbeddingSimilarity(), "match": ExactMatch(weight=0.5)}
 
@@ -61,9 +62,9 @@ def test_the_entropy_is_written_with_the_positions_of_the_rollouts(tmp_path):
 
 
 def test_the_first_iteration_of_a_phase_is_written(tmp_path):
-    phases = [Phase("a", 2, policy_weight=0.0), Phase("b", 3)]
+    stages = {"a": Stage(2, policy_weight=0.0), "b": Stage(3)}
     recorder = RolloutRecorder(every_n_iterations=100, directory=str(tmp_path))
-    train(module(), iterations=99, callbacks=[recorder, PhaseSchedule(phases)])
+    train(module(), iterations=99, callbacks=[recorder, Schedule(stages)])
     assert {row["iteration"] for row in lines(tmp_path)} == {3}
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from runs import assert_same_parameters, every_batch, module, train
 
-from refine_pl.callbacks import Phase, PhaseSchedule, RandomState, RolloutRecorder
+from refine_pl.callbacks import RandomState, RolloutRecorder
 from refine_pl.data import Bytes, Files, TextData
 from refine_pl.rewards import Reward
+from refine_pl.training import Schedule, Stage
 from refine_pl.training.random_state import generator_states, set_generator_states, undisturbed
 
 ITERATIONS = 9  # two epochs of four batches and a bit
@@ -47,9 +48,9 @@ def data(tmp_path):
 
 
 def callbacks(folder):
-    phases = [Phase("warm-up", 2, policy_weight=0.0), Phase("refine", ITERATIONS - 2)]
+    stages = {"warm-up": Stage(2, policy_weight=0.0), "refine": Stage(ITERATIONS - 2)}
     recorder = RolloutRecorder(every_n_iterations=1, num_rows=2, directory=str(folder))
-    return [recorder, RandomState(), PhaseSchedule(phases)]
+    return [recorder, RandomState(), Schedule(stages)]
 
 
 def rollouts(folder):

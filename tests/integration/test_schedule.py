@@ -2,44 +2,48 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from runs import Curve, RowsData, assert_same_parameters, every_batch, module, train, trainer
 
-from refine_pl.callbacks import MidTraining, Phase, PhaseSchedule, PostTraining, RunSummary
+from refine_pl.callbacks import RunSummary
 from refine_pl.callbacks.progress import ProgressBar
 from refine_pl.errors import ConfigError
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
-from refine_pl.training.updater import Settings
+from refine_pl.rewards import ExactMatch
+from refine_pl.selectors import Entropy
+from refine_pl.training import PostTraining, Schedule, Stage
+from refine_pl.training.settings import Settings
 
 OWN = Settings(RolloutPlan(8, 1, 5), LossWeights(1.0, 0.2, 0.0))
 
 
 def test_what_a_phase_leaves_out_is_the_models():
-    assert Phase("a", 3).settings(OWN, 1) == OWN
-    phase = Phase("a", 3, policy_weight=0.0, rollouts_per_position=4, lr=1e-3)
-    settings = phase.settings(OWN, 1)
+    assert Stage(3).settings_at(OWN, 1) == OWN
+    stage = Stage(3, policy_weight=0.0, rollouts_per_position=4, lr=1e-3)
+    settings = stage.settings_at(OWN, 1)
     assert settings.plan == RolloutPlan(8, 4, 5)
     assert settings.weights == LossWeights(1.0, 0.0, 0.0)
     assert settings.lr == 1e-3
 
 
 def test_ramps_run_from_the_first_to_the_last_value():
-    phase = Phase("a", 5, ramp={"policy_weight": (0.0, 0.2), "rollout_length": (1, 3)})
-    settings = [phase.settings(OWN, i) for i in range(5)]
+    stage = Stage(5, ramp={"policy_weight": (0.0, 0.2), "rollout_length": (1, 3)})
+    settings = [stage.settings_at(OWN, i) for i in range(5)]
     assert [s.weights.policy_weight for s in settings] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     assert [s.plan.rollout_length for s in settings] == [1, 2, 2, 2, 3]
-    assert Phase("a", 1, ramp={"lr": (0.0, 1.0)}).settings(OWN, 0).lr == 1.0
+    assert Stage(1, ramp={"lr": (0.0, 1.0)}).settings_at(OWN, 0).lr == 1.0
 
 
 def schedule(**options):
-    return PhaseSchedule(
-        [
-            Phase("warm-up", 3, policy_weight=0.0),
-            Phase("refine", 2, ramp={"lr": (1e-2, 1e-3)}),
-            Phase("long", 2, rollouts_per_position=4),
-        ],
+    return Schedule(
+        {
+            "warm-up": Stage(3, policy_weight=0.0),
+            "refine": Stage(2, ramp={"lr": (1e-2, 1e-3)}),
+            "long": Stage(2, rollouts_per_position=4),
+        },
         **options,
     )
 
@@ -73,9 +77,9 @@ def test_validation_changes_nothing():
 
 
 def test_validation_follows_the_models_own_plan_in_every_phase():
-    phases = [Phase("a", 1, rollout_length=1), Phase("b", 1, num_segments=1, policy_weight=0.0)]
+    stages = {"a": Stage(1, rollout_length=1), "b": Stage(1, num_segments=1, policy_weight=0.0)}
     frozen = module(optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
-    curve = train(frozen, callbacks=[PhaseSchedule(phases)], limit_val_batches=1.0)
+    curve = train(frozen, callbacks=[Schedule(stages)], limit_val_batches=1.0)
     before, *later = [values for _, values in curve.validations]
     assert later == [before, before]
 
@@ -125,31 +129,31 @@ def test_a_resumed_run_says_once_where_it_goes_on(tmp_path, capsys):
     bar = {"enable_progress_bar": True}
     callbacks = [schedule(), every_batch(tmp_path), ProgressBar(line_every_s=1e9)]
     train(module(), iterations=5, callbacks=callbacks, enable_checkpointing=True, **bar)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase ")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")]
     ramped = "4 sequences = 2 updates of 2; 16 rollouts of 3 tokens; lr 0.01 to 0.001"
     assert said == [
-        "phase 'warm-up', 3 iterations: 4 sequences = 2 updates of 2; no rollouts",
-        f"phase 'refine', 2 iterations: {ramped}",
+        "stage 'warm-up', 3 iterations: 4 sequences = 2 updates of 2; no rollouts",
+        f"stage 'refine', 2 iterations: {ramped}",
     ]
     expected = {
-        3: f"phase 'refine', 2 iterations, resumed from {tmp_path}/step=6.ckpt: {ramped}",
-        4: f"phase 'refine', iteration 2 of 2, resumed from {tmp_path}/step=8.ckpt: {ramped}",
+        3: f"stage 'refine', 2 iterations, resumed from {tmp_path}/step=6.ckpt: {ramped}",
+        4: f"stage 'refine', iteration 2 of 2, resumed from {tmp_path}/step=8.ckpt: {ramped}",
     }
     for stop, line in expected.items():
         checkpoint = tmp_path / f"step={2 * stop}.ckpt"
         callbacks = [schedule(), ProgressBar(line_every_s=1e9)]
         train(module(), iterations=6, callbacks=callbacks, ckpt_path=checkpoint, **bar)
-        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase ")]
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")]
         assert said == [
             line,
-            "phase 'long', 2 iterations: 4 sequences = 2 updates of 2; 32 rollouts of 3 tokens",
+            "stage 'long', 2 iterations: 4 sequences = 2 updates of 2; 32 rollouts of 3 tokens",
         ]
 
 
 def test_a_phase_with_a_kl_keeps_the_policy_of_the_start():
-    phases = [Phase("a", 2), Phase("b", 2, kl_weight=0.1)]
+    stages = {"a": Stage(2), "b": Stage(2, kl_weight=0.1)}
     model = module()
-    curve = train(model, iterations=99, callbacks=[PhaseSchedule(phases)])
+    curve = train(model, iterations=99, callbacks=[Schedule(stages)])
     assert model.reference is not None
     assert ["train/kl" in values for values in curve.values] == [False, False, True, True]
     assert curve.values[2]["train/kl"] > 1e-6
@@ -161,32 +165,105 @@ def test_a_run_that_ends_early_says_so():
 
 
 REFUSED = {
-    "no phase": ([], "no phases"),
-    "same name": ([Phase("a", 1), Phase("a", 2)], "2 phases named 'a'"),
-    "no name": ([Phase("", 1)], "named ''"),
-    "unknown ramp": ([Phase("a", 1, ramp={"polcy_weight": (0, 1)})], "did you mean 'policy_we"),
-    "both": ([Phase("a", 1, lr=1.0, ramp={"lr": (0, 1)})], "gives 'lr' and ramps it"),
+    "no stage": ({}, "no stages"),
+    "no name": ({"": Stage(1)}, "a stage has no name"),
+    "unknown ramp": ({"a": Stage(1, ramp={"polcy_weight": (0, 1)})}, "did you mean 'policy_we"),
+    "unknown path": (
+        {"a": Stage(1, settings={"selector.selection_temprature": 1})},
+        "did you mean 'selector.selection_temperature'",
+    ),
+    "no number": ({"a": Stage(1, settings={"selector": 1})}, "no numeric setting 'selector'"),
+    "out of range": (
+        {"a": Stage(1, ramp={"selector.selection_temperature": (1, 0)})},
+        r"selection_temperature is to be 0[\s\S]*where: +schedule.stages.a",
+    ),
+    "not finite": (
+        {"a": Stage(1, settings={"rewards.similarity.weight": float("inf")})},
+        "weight is to be inf",
+    ),
+    "negative": ({"a": Stage(1, ramp={"policy_weight": (-1, 0)})}, "from -1 to 0"),
+    "both": ({"a": Stage(1, lr=1.0, ramp={"lr": (0, 1)})}, "lr is given and ramped"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_schedules_that_mean_nothing_are_refused(case):
-    phases, message = REFUSED[case]
+    stages, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
-        PhaseSchedule(phases)
+        train(module(), callbacks=[Schedule(stages)])
+
+
+def test_any_numeric_setting_of_a_part_can_be_ramped():
+    """Seen by the parts while they are called; afterwards they have their own values again."""
+    seen = []
+
+    class Spy(Entropy):
+        def select(self, *arguments):
+            match = model.refine_step.reward.parts()["match"]
+            loss = model.refine_step.policy_loss
+            seen.append((self.selection_temperature, match.weight, loss.clip_ratio_high))
+            return super().select(*arguments)
+
+    model = module(
+        selector=Spy(min_prefix=8, min_suffix=8),
+        rewards={"match": ExactMatch(weight=3.0)},
+        minibatch_size=4,
+        microbatch_size=4,
+    )
+    ramp = {
+        "selector.selection_temperature": (2.0, 1.0),
+        "rewards.match.weight": (0.5, 1.5),
+        "policy_loss.clip_ratio_high": (0.2, 0.4),
+    }
+    stages = {"first": Stage(3, ramp=ramp), "second": Stage(1)}
+    curve = train(model, callbacks=[Schedule(stages, validate=False)], iterations=4)
+    own = (1.0, 3.0, 0.2)
+    assert seen == [
+        (2.0, 0.5, 0.2),
+        (1.5, 1.0, pytest.approx(0.3)),
+        (1.0, 1.5, 0.4),
+        own,
+    ]
+    assert curve["setting/rewards.match.weight"][:3] == [0.5, 1.0, 1.5]
+    assert model.refine_step.selector.selection_temperature == own[0]
+    assert model.part_settings.own()["rewards.match.weight"] == own[1]
+
+
+class Meddler(Callback):
+    """Changes a part for good, as a callback of a user's may."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        pl_module.refine_step.selector.selection_temperature = 50.0
+
+
+@pytest.mark.parametrize("change", ["a ramp", "a callback", "nothing"])
+def test_validation_uses_the_models_own_settings_whatever_was_done_to_the_parts(change):
+    model = module(
+        selector=Entropy(selection_temperature=1e-3, min_prefix=8, min_suffix=8),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.0),
+    )
+    ramp = {"selector.selection_temperature": (50.0, 50.0)} if change == "a ramp" else None
+    callbacks = [Schedule({"a": Stage(2, ramp=ramp), "b": Stage(1)})]
+    callbacks += [Meddler()] if change == "a callback" else []
+    curve = train(model, callbacks=callbacks, limit_val_batches=1.0)
+    before, *later = [values for _, values in curve.validations]
+    assert later == [before, before]
+    if change != "nothing":
+        return
+    model.refine_step.selector.selection_temperature = 50.0  # the broken case: it does matter
+    other = train(model, callbacks=[Schedule({"a": Stage(1)})], limit_val_batches=1.0)
+    assert other.validations[0][1]["val/reward"] != before["val/reward"]
 
 
 def test_segments_of_a_phase_must_fit_the_sequences():
-    phases = [Phase("a", 1), Phase("b", 2, ramp={"num_segments": (2, 9)})]
-    with pytest.raises(ConfigError, match=r"9 segments do not fit[\s\S]*where: +phase 'b'"):
-        train(module(), callbacks=[PhaseSchedule(phases)])
+    stages = {"a": Stage(1), "b": Stage(2, ramp={"num_segments": (2, 9)})}
+    with pytest.raises(ConfigError, match=r"9 segments do not fit[\s\S]*where: +schedule.stages.b"):
+        train(module(), callbacks=[Schedule(stages)])
 
 
-def test_each_phase_is_given_once_and_one_of_them_reads_the_data():
-    train(module(), callbacks=[MidTraining()], iterations=1)
-    train(module(), callbacks=[MidTraining(), PostTraining()], iterations=1)
-    with pytest.raises(ConfigError, match="MidTraining 2 times"):
-        train(module(), callbacks=[MidTraining(), MidTraining()], iterations=1)
+def test_there_is_one_phase_and_it_reads_the_data():
+    with pytest.raises(ConfigError, match="2 phases: PostTraining and PostTraining"):
+        train(module(), callbacks=[PostTraining(), PostTraining()], iterations=1)
     with pytest.raises(ConfigError, match=r"sequences of text, and the phase is PostTraining"):
         train(module(), callbacks=[PostTraining()], iterations=1)
 
@@ -251,12 +328,12 @@ def test_a_validation_right_after_the_checkpoint_survives_too(tmp_path):
 
 def test_the_progress_reads_well_without_a_terminal(capsys):
     bar = ProgressBar(line_every_s=1e-9)
-    plan = PhaseSchedule([Phase("warm-up", 1, policy_weight=0.0), Phase("refine", 1)])
+    plan = Schedule({"warm-up": Stage(1, policy_weight=0.0), "refine": Stage(1)})
     curve = Curve()
     run = trainer(curve, bar, plan, enable_progress_bar=True, limit_val_batches=1.0)
     run.fit(module(), datamodule=RowsData())
     lines = capsys.readouterr().out.splitlines()
-    assert "phase 'warm-up', 1 iteration: 4 sequences = 2 updates of 2; no rollouts" in lines
+    assert "stage 'warm-up', 1 iteration: 4 sequences = 2 updates of 2; no rollouts" in lines
     assert any(line.startswith("warm-up 1/2  loss ") and "reward" not in line for line in lines)
     reward = curve.values[-1]["reward/total/mean"]
     assert any(f"refine 2/2  loss {curve['train/loss'][-1]:.3f}" in line for line in lines)

@@ -6,8 +6,8 @@ from lightning.pytorch import Callback
 from runs import assert_same_parameters, module, parameters, trainer
 from task_runs import TaskRowsData, rows
 
-from refine_pl.callbacks import TestTimeTraining
 from refine_pl.errors import ConfigError
+from refine_pl.training import TestTimeTraining
 
 
 class Answers(Callback):
@@ -42,7 +42,7 @@ def test_weights_change_for_the_batch_and_come_back_bit_for_bit():
         assert torch.equal(value, start[name])
     assert all(p.grad is None for p in model.policy.parameters())
     assert phase.batches == 3
-    assert phase.updates == 3
+    assert phase.totals()["updates"] == 3
     assert phase.totals()["ntp_loss"] > 0
     assert phase.totals()["policy_loss"] != 0
 
@@ -101,7 +101,7 @@ def test_mini_batches_and_the_last_incomplete_batch():
     phase = TestTimeTraining()
     data = TaskRowsData(test_batch_size=4)  # 4 rows, then 1
     answer(phase, data=data)
-    assert phase.updates == 2 + 1
+    assert phase.totals()["updates"] == 2 + 1
 
 
 def test_an_error_while_answering_leaves_nothing_behind():

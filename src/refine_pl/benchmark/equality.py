@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.benchmark.arms import Arm, Updater
-from refine_pl.records import Experience
-from refine_pl.stopwatch import Stopwatch
+from refine_pl.benchmark.arms import Arm
+from refine_pl.records import Batch, Experience
+from refine_pl.training.updater import Updater
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +28,23 @@ class Equality:
         return same and max(self.logprobs, self.loss, self.gradient) < tolerance
 
 
-def compare(updater: Updater, forked: Arm, other: Arm) -> Equality:
+def compare(updater: Updater, batch: Batch, forked: Arm, other: Arm) -> Equality:
     """Draw rollouts both ways, and take the gradients of the same rollouts both ways."""
-    stopwatch = Stopwatch(enabled=False)
-    results = []
-    with updater.precision():
-        first, second = (updater.draw(arm, stopwatch, update=0) for arm in (forked, other))
+    drawn, results = [], []
+    for arm in (forked, other):
+        updater.step.generator = arm.generator
+        drawn.append(updater.draw(batch, arm.settings))
+    (first,), (second,) = drawn  # one micro-batch each
     assert isinstance(first, Experience)
     assert isinstance(second, Experience)
     valid = first.rollouts.valid
     same = (first.rollouts.tokens == second.rollouts.tokens)[valid]
-    reached = same.cumprod(-1).bool()  # behind the first difference the texts differ
+    reached = same.cumprod(-1).bool()  # after the first difference the texts differ
     apart = (first.rollouts.old_logprobs - second.rollouts.old_logprobs)[valid].abs()
     for arm in (forked, other):
-        with updater.precision():
-            loss = updater.loss(arm, first)
-        loss.backward()
-        results.append((loss.detach(), _gradient(updater.policy)))
+        updater.step.generator = arm.generator
+        loss = updater.accumulate([first], arm.settings)
+        results.append((loss, _gradient(updater.policy)))
         updater.optimizer.zero_grad()
     (loss_a, grad_a), (loss_b, grad_b) = results
     return Equality(

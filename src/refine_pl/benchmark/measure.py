@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from refine_kernels.clock import now
-from refine_pl.benchmark.arms import Arm, Updater
+from refine_pl.benchmark.arms import Arm
 from refine_pl.benchmark.memory import PeakMemory
+from refine_pl.records import Batch
 from refine_pl.stopwatch import Stopwatch
+from refine_pl.training.updater import Updater
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Result:
 
 def measure(
     updater: Updater,
+    batch: Batch,
     arms: Sequence[Arm],
     repeats: int,
     device: torch.device,
@@ -70,7 +73,7 @@ def measure(
     """
     results = [Result(arm.name) for arm in arms]
     for arm in arms:
-        updater(arm, Stopwatch(enabled=False))
+        arm.run(updater, batch)
     if slow is not None:
         arms = [*arms, slow]
         results.append(Result(slow.name))
@@ -79,16 +82,16 @@ def measure(
         for arm, result in zip(arms, results, strict=True):
             if arm is slow and done >= slow_repeats:
                 continue
-            stopwatch = Stopwatch(device)
+            updater.stopwatch = Stopwatch(device)
             start = now(device)
-            updater(arm, stopwatch)
+            arm.run(updater, batch)
             seconds = now(device) - start
             first = first or seconds
             result.seconds.append(seconds)
-            result.parts.append(stopwatch.seconds)
+            result.parts.append(updater.stopwatch.seconds)
             result.ratios.append(seconds / first)
     for arm, result in zip(arms, results, strict=True):
         with PeakMemory(device) as memory:
-            updater(arm, Stopwatch(enabled=False))
+            arm.run(updater, batch)
         result.peak_bytes = memory.peak_bytes
     return results

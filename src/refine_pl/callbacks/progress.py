@@ -21,26 +21,15 @@ from rich.progress import (
 
 from refine_pl.callbacks.answering_progress import AnsweringProgress
 from refine_pl.task_records import TaskBatch
+from refine_pl.training.metrics import Metric, metrics
 from refine_pl.training.module import RefineModule
-from refine_pl.training.phases import PhaseCallback
-from refine_pl.training.run_phases import updates_per_batch
 from refine_pl.training.schedule import find_schedule
 
-# What is shown, its name in the log, and its format.
-SHOWN = (
-    ("loss", "train/loss", "{:.3f}"),
-    ("reward", "reward/total/mean", "{:.3f}"),
-    ("answer loss", "train/sft_loss", "{:.3f}"),
-    ("score", "answer/score", "{:.3f}"),
-    ("tokens/s", "time/tokens_per_s", "{:,.0f}"),
-)
-OF_ANSWERS = ("train/sft_loss", "answer/score")
-
-LABEL_WIDTH = 12  # so that the bars stay in place when the phase changes
+LABEL_WIDTH = 12  # so that the bars stay in place when the stage changes
 
 
 class ProgressBar(lightning_callbacks.ProgressBar):
-    """Shows phase, iteration, loss, reward and tokens/s; in ``test`` and ``predict`` rows.
+    """Shows stage, iteration, loss, reward and tokens/s; in ``test`` and ``predict`` rows.
 
     Args:
         line_every_s: where the output is not a terminal, a line is printed this often.
@@ -104,7 +93,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         if self._bar is not None and self._train_task is not None:
             self._bar.update(
                 self._train_task,
-                description=f"{phase_name(trainer, pl_module):<{LABEL_WIDTH}}",
+                description=f"{stage_name(trainer, pl_module):<{LABEL_WIDTH}}",
                 completed=pl_module.iteration,
                 metrics="  ".join(metrics),
             )
@@ -113,7 +102,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         if now - self._line_at >= self.line_every_s or pl_module.iteration == self._total:
             self._line_at = now
             total = "" if self._total is None else f"/{self._total}"
-            parts = [f"{phase_name(trainer, pl_module)} {pl_module.iteration}{total}", *metrics]
+            parts = [f"{stage_name(trainer, pl_module)} {pl_module.iteration}{total}", *metrics]
             self.print("  ".join([*parts, *self._time_left(pl_module.iteration, now)]))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,26 +236,28 @@ class ProgressBar(lightning_callbacks.ProgressBar):
 def shown_metrics(trainer: Trainer, module: RefineModule, answers: bool) -> list[str]:
     """The metrics of the bar as ``name value``.
 
-    No reward in a phase without rollouts, and nothing about answers unless the batch had some: what
-    was logged last is still there in a later phase.
+    No reward in a stage without rollouts, and nothing about answers unless the batch had some: what
+    was logged last is still there in a later stage.
     """
     values = trainer.callback_metrics
+    rollouts = module.settings.weights.needs_rollouts
+
+    def is_shown(metric: Metric) -> bool:
+        if metric.name.startswith("reward/"):
+            return rollouts
+        return answers or not metric.of_answers
+
     return [
-        f"{label} {form.format(float(values[name]))}"
-        for label, name, form in SHOWN
-        if name in values
-        and (label != "reward" or module.settings.weights.needs_rollouts)
-        and (name not in OF_ANSWERS or answers)
+        f"{metric.bar} {metric.bar_form.format(float(values[metric.name]))}"
+        for metric in metrics()
+        if metric.bar and metric.name in values and is_shown(metric)
     ]
 
 
-def phase_name(trainer: Trainer, module: RefineModule) -> str:
-    """The phase that the last iteration belonged to."""
+def stage_name(trainer: Trainer, module: RefineModule) -> str:
+    """The stage that the last iteration belonged to; the phase of a run without a schedule."""
     schedule = find_schedule(trainer)
-    if schedule is not None:
-        return schedule.phases[schedule.place(module.iteration - 1)[0]].name
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c.phase for c in callbacks if isinstance(c, PhaseCallback)), "training")
+    return module.phase.name if schedule is None else schedule.name_at(module.iteration - 1)
 
 
 def total_iterations(trainer: Trainer, module: RefineModule) -> int | None:
@@ -279,7 +270,7 @@ def total_iterations(trainer: Trainer, module: RefineModule) -> int | None:
         limits.append(int(trainer.max_epochs or 0) * int(trainer.num_training_batches))
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if trainer.max_steps > 0 and isinstance(batch_size, int):
-        updates = updates_per_batch(module, batch_size)
+        updates = module.phase.updates(module.sizes, batch_size)
         if updates is not None:
             limits.append(-(-trainer.max_steps // updates))
     return min(limits, default=None)

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from refine_kernels.backends import report
-from refine_pl.benchmark.arms import Updater, arms_of
+from refine_pl.benchmark.arms import arms_of
 from refine_pl.benchmark.chunk_loop import chunk_loop
 from refine_pl.benchmark.equality import compare
 from refine_pl.benchmark.measure import measure
@@ -28,6 +29,7 @@ from refine_pl.records import Batch
 from refine_pl.refine_step import LossWeights
 from refine_pl.rollouts import Forked, Recompute
 from refine_pl.training.module import RefineModule
+from refine_pl.training.updater import Sizes, Updater
 
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
 ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,
@@ -42,7 +44,7 @@ _UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only")
 _TOLERANCE = {"32-true": 1e-3, "64-true": 1e-8, "bf16-mixed": 0.1}
 
 
-class Settings:
+class BenchOptions:
     """What is timed.
 
     Args:
@@ -110,13 +112,15 @@ def main(argv: Sequence[str]) -> int:
         UserError: the configuration cannot be used.
     """
     settings, module = _parse(argv)
-    updater = _updater(settings, module)
-    plan = module.own_settings.plan
+    updater, batch = _updater(settings, module)
+    own = module.own_settings
+    if not own.weights.needs_rollouts:  # a recipe of the baseline: time what it is compared with
+        own = replace(own, weights=LossWeights(own.weights.ntp_weight))
     released = Recompute(use_cache=settings.recompute_cache, pad_to_full=True)
-    arms = arms_of(plan, Forked(), released)
+    arms = arms_of(own, Forked(), released)
     _write(_head(settings, module))
 
-    apart = compare(updater, arms[1], arms[-1])
+    apart = compare(updater, batch, arms[1], arms[-1])
     tolerance = _TOLERANCE[settings.precision]
     equal = apart.holds(tolerance)
     _write(
@@ -129,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     *fast, slow = arms
     results = measure(
-        updater, fast, settings.repeats, settings.device, slow, settings.recompute_repeats
+        updater, batch, fast, settings.repeats, settings.device, slow, settings.recompute_repeats
     )
     ratios = summary(results)
     _write(render(results, settings.batch_size * settings.sequence_length) + "\n")
@@ -161,12 +165,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[Settings, RefineModule]:
+def _parse(argv: Sequence[str]) -> tuple[BenchOptions, RefineModule]:
     parser = ArgumentParser(
         prog="refine-pl bench", description=_HELP, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="a recipe, as for refine-pl fit")
-    parser.add_class_arguments(Settings, "bench")
+    parser.add_class_arguments(BenchOptions, "bench")
     parser.add_class_arguments(RefineModule, "model")
     for section in _UNUSED:
         parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
@@ -184,7 +188,7 @@ def _parse(argv: Sequence[str]) -> tuple[Settings, RefineModule]:
     return made.bench, made.model
 
 
-def _updater(settings: Settings, module: RefineModule) -> Updater:
+def _updater(settings: BenchOptions, module: RefineModule) -> tuple[Updater, Batch]:
     policy = module.policy.to(settings.device, settings.dtype)
     shape = (settings.batch_size, settings.sequence_length)
     generator = torch.Generator().manual_seed(0)
@@ -194,21 +198,18 @@ def _updater(settings: Settings, module: RefineModule) -> Updater:
         torch.full((settings.batch_size,), settings.sequence_length, device=settings.device),
         tuple(range(settings.batch_size)),
     )
-    weights = module.own_settings.weights
-    if not weights.needs_rollouts:
-        weights = LossWeights(weights.ntp_weight)
-    return Updater(
+    updater = Updater(
         policy,
         module.refine_step.to(settings.device),
         module.make_optimizer(policy.parameters()),
-        batch,
-        weights,
-        module.gradient_clip,
-        settings.autocast(),
+        Sizes(minibatch=None, microbatch=settings.batch_size),
+        gradient_clip=module.gradient_clip,
+        autocast=settings.autocast(),
     )
+    return updater, batch
 
 
-def _machine(settings: Settings) -> dict[str, str | int]:
+def _machine(settings: BenchOptions) -> dict[str, str | int]:
     name = f"{torch.get_num_threads()} threads"
     if settings.device.type == "cuda":
         name = torch.cuda.get_device_name(settings.device)
@@ -222,7 +223,7 @@ def _machine(settings: Settings) -> dict[str, str | int]:
     }
 
 
-def _head(settings: Settings, module: RefineModule) -> str:
+def _head(settings: BenchOptions, module: RefineModule) -> str:
     size = sum(p.numel() for p in module.policy.parameters())
     machine = _machine(settings)
     return (

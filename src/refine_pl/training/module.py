@@ -1,22 +1,23 @@
-"""RefineModule: owns the policy and the parts, runs iterations, logs.
+"""RefineModule: the Lightning hooks around the engine, and the log.
 
-What one update computes is in ``refine_step.py``, and how a batch becomes updates in
-``update_loop.py``. Around it: ``run_phases.py`` says which updates a batch is made into,
-``held_out.py`` what validation measures, ``run_log.py`` what is logged, and ``run_state.py`` what a
-checkpoint keeps.
+What one update computes is in ``refine_step.py``, how a batch becomes updates in ``updater.py``,
+and which updates a batch is made into in ``phases.py``. Around them: ``checks.py`` before a run,
+``validation.py`` for what is measured, ``tally.py`` and ``metrics.py`` for what is logged.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,8 +25,7 @@ from torch.optim import Optimizer
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
 from refine_pl.evaluation.answering import Answering
-from refine_pl.losses import ClippedPolicy
-from refine_pl.objectives import AnswerObjective, SupervisedAnswers
+from refine_pl.losses import PolicyLoss
 from refine_pl.parts import (
     CLIPPED,
     ENTROPY,
@@ -45,27 +45,35 @@ from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import Answer, TaskBatch
+from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.checks import (
     check_batch_size,
-    check_data,
-    check_is_read,
-    check_sharding,
+    check_plan,
+    check_precision,
+    check_reward_names,
     check_small_lr,
     check_state,
-    check_trainer,
+    check_vocabulary,
+    long_text_note,
 )
-from refine_pl.training.counters import (
-    KEY,
-    fit_reference,
-    reset_counters,
-    restore_counters,
-    run_state,
-)
-from refine_pl.training.run_phases import describe_batch, training_phases
+from refine_pl.training.counters import Counters
+from refine_pl.training.flat_rewards import FlatRewards
+from refine_pl.training.learning_rate import LearningRate
+from refine_pl.training.phases import Phase, find_phase
+from refine_pl.training.reference import fit_reference
+from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, gather, scatter, shard
-from refine_pl.training.tally import FlatRewards, Tally, logged_means
-from refine_pl.training.updater import Processes, Settings, UpdateLoop
-from refine_pl.training.validation import tally_rows, tally_sequences, validation_sums
+from refine_pl.training.tally import Tally, logged_means
+from refine_pl.training.trainer_checks import (
+    check_checkpoints,
+    check_manual_optimization,
+    check_sharding,
+)
+from refine_pl.training.updater import Processes, Sizes, Stepper, Updater
+from refine_pl.training.validation import Validation
+
+STATE_KEY = "refine_pl"
+"""In a checkpoint: the counters, and what the model and its tokenizer were made from."""
 
 
 class RefineModule(LightningModule):
@@ -81,6 +89,8 @@ class RefineModule(LightningModule):
         policy_loss: what the update does with the advantages.
         answering: how prompts are answered: in ``test``, ``predict`` and validation.
         optimizer: of the policy's parameters.
+        lr_scheduler: of the learning rate, counted in iterations; any class of
+            ``torch.optim.lr_scheduler`` that needs no metric.
         num_segments: equal slices of a sequence; rollouts start at one position in each.
         rollouts_per_position: rollouts drawn from each position.
         rollout_length: tokens of a rollout.
@@ -104,9 +114,10 @@ class RefineModule(LightningModule):
         generator: RolloutGenerator = FORKED,
         rewards: dict[str, Reward] = SIMILARITY,
         advantage: AdvantageEstimator = GROUP_RELATIVE,
-        policy_loss: ClippedPolicy = CLIPPED,
+        policy_loss: PolicyLoss = CLIPPED,
         answering: Answering = GREEDY,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
+        lr_scheduler: LRSchedulerCallable | None = None,
         num_segments: PositiveInt = 8,
         rollouts_per_position: PositiveInt = 1,
         rollout_length: PositiveInt = 5,
@@ -134,34 +145,68 @@ class RefineModule(LightningModule):
             build_part(policy_loss),
         ).requires_grad_(False)  # a part's own parameters, say a reward model's, are not trained
         self.answering = build_part(answering)
-        self.objective: AnswerObjective = SupervisedAnswers()  # a phase may give another one
         self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
         self.minibatch_size = minibatch_size
-        self.microbatch_size = microbatch_size
-        self.steps = steps
-        self.rollouts_per = rollouts_per
+        self.sizes = Sizes(
+            None if steps == "per_batch" else minibatch_size, microbatch_size, rollouts_per
+        )
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.own_settings = Settings(
             RolloutPlan(num_segments, rollouts_per_position, rollout_length),
             LossWeights(ntp_weight, policy_weight, kl_weight),
         )
-        self.settings = self.own_settings
+        self.settings = self.own_settings  # of this iteration; a schedule changes them
         self.keep_reference = kl_weight != 0
-        self.iteration = 0  # batches that are finished
-        self.updates = 0  # optimizer steps, skipped ones included
-        self.skipped_steps = 0
-        self.tokens_seen = 0  # over all processes
-        self._tally, self._stopwatch = Tally(), Stopwatch()  # of the iteration
-        self._validation = Tally()
+        self.phase = Phase()
+        self.part_settings = self._part_settings()
+        self.counters = Counters()
+        self._updater: Updater | None = None
+        self._validation: Validation | None = None
         self._flat_rewards = FlatRewards()
 
     def _save_plain_hyperparameters(self) -> None:
         """From the command line: the model's part of the config. From Python: the plain values."""
         parts = ["backbone", "selector", "generator", "rewards", "advantage", "policy_loss"]
-        self.save_hyperparameters(ignore=[*parts, "answering", "optimizer"], logger=False)
+        others = ["answering", "optimizer", "lr_scheduler"]
+        self.save_hyperparameters(ignore=[*parts, *others], logger=False)
         if "_instantiator" in self.hparams:
             self.save_hyperparameters(logger=False)
+
+    def _part_settings(self) -> PartSettings:
+        """What a schedule may change of the parts, under the names that they are configured by."""
+        step = self.refine_step
+        return PartSettings(
+            {
+                "selector": step.selector,
+                "generator": step.generator,
+                "rewards": dict(zip(step.reward.names, step.reward.rewards, strict=True)),
+                "advantage": step.advantage,
+                "policy_loss": step.policy_loss,
+                "answering": self.answering,
+                "phase": self.phase,
+            }
+        )
+
+    @property
+    def iteration(self) -> int:
+        """Batches that are finished."""
+        return self.counters.iteration
+
+    @property
+    def tokens_seen(self) -> int:
+        """Sequence tokens that updates have read, over all processes."""
+        return self.counters.tokens_seen
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The data module's tokenizer, if there is one."""
+        return getattr(self._data, "tokenizer", None)
+
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
 
     # Start ---------------------------------------------------------------------------------------
 
@@ -169,7 +214,11 @@ class RefineModule(LightningModule):
         """Check the trainer: the first hook of a run, before any data is prepared."""
         check_sharding(self.trainer)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            check_trainer(self.trainer, self)
+            self.phase = find_phase(self.trainer)
+            self.part_settings = self._part_settings()
+            check_reward_names(self.refine_step.reward.names)
+            check_manual_optimization(self.trainer)
+            check_precision(str(self.trainer.precision))
             # It asks for states from before the step, which a resume could not go on from.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimiz")
         return []
@@ -177,9 +226,53 @@ class RefineModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check the data, give its tokenizer to the rewards, make the reference."""
         self.refine_step.reward.bind(self.tokenizer)
-        check_data(self.trainer, self, stage)
-        if stage == "fit" and self.keep_reference and self.reference is None:
-            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        data, policy = self._data, self.policy
+        needed = getattr(data, "vocab_size", getattr(self.tokenizer, "vocab_size", None))
+        loaded = self.hparams.get("pretrained") is not None
+        check_vocabulary(needed, policy.vocab_size, loaded)
+        parts = [data, *getattr(data, "sources", {}).values()]
+        lengths = [
+            getattr(part, name, None)
+            for part in parts
+            for name in ("sequence_length", "max_prompt_tokens")
+        ]
+        note = long_text_note(class_name(policy), policy.config(), lengths)
+        if note is not None:
+            self.print(note)
+        if stage != "fit":
+            return
+        batch_size = getattr(data, "batch_size", None)
+        if isinstance(batch_size, int):
+            self._check_batch_size(batch_size)
+            check_checkpoints(self.trainer, self.phase.updates(self.sizes, batch_size))
+        self.check_settings(self.own_settings, "model.num_segments")
+        if self.keep_reference and self.reference is None:
+            self.reference = copy.deepcopy(policy).requires_grad_(False)
+
+    def check_settings(self, settings: Settings, where: str, source: str | None = None) -> None:
+        """Refuse settings that the data's sequences are too short for.
+
+        Args:
+            settings: of a stage, or the module's own.
+            where: they came from.
+            source: of the data module's, where it has several.
+
+        Raises:
+            ConfigError: naming ``where``.
+        """
+        data = self._data if source is None else self._data.sources[source]
+        length = getattr(data, "sequence_length", None)
+        selector = self.refine_step.selector
+        if not isinstance(length, int) or not isinstance(selector, PositionSelector):
+            return
+        if self.phase.draws(settings):
+            with self.part_settings.given(settings.parts):
+                check_plan(selector, length, settings.plan, where)
+
+    def _check_batch_size(self, batch_size: int) -> None:
+        """Of a batch over all processes."""
+        processes = self.trainer.world_size
+        check_batch_size(batch_size, self.minibatch_size, self.sizes.microbatch, processes)
 
     def configure_model(self) -> None:
         """Shard the policy and the reference, if the trainer's strategy is to."""
@@ -189,97 +282,85 @@ class RefineModule(LightningModule):
             if self.reference is not None:
                 shard(self.reference, mesh)
 
-    @property
-    def tokenizer(self) -> Any:
-        """The data module's tokenizer, or None."""
-        return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-
-    def configure_optimizers(self) -> Optimizer:
-        """The optimizer over the policy's trainable parameters."""
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the policy's trainable parameters, and the schedule of its rate."""
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
-        self._groups = [
-            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-        ]
-        check_small_lr(str(self.trainer.precision), min(group["lr"] for group in self._groups))
-        return optimizer
+        self._rate = LearningRate(optimizer, self.make_lr_scheduler)
+        check_small_lr(str(self.trainer.precision), self._rate.smallest)
+        scheduler = self._rate.scheduler
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
 
     def on_fit_start(self) -> None:
         """Count from 0 unless resumed; say what is trained, and what an iteration is."""
         self.settings = self.own_settings
+        self.part_settings.remember()
+        self._flat_rewards = FlatRewards()
         if self.trainer.ckpt_path is None:
-            reset_counters(self)
+            self.counters = Counters()
         size = sum(p.numel() for p in self.policy.parameters())
         kind = class_name(self.policy)
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
-        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if isinstance(batch_size, int):
-            phases = training_phases(self)
-            reader = phases[0] if len(phases) == 1 else None
-            self.print(describe_batch(self, reader, batch_size, self.own_settings))
+        data = self._data
+        batch_size = getattr(data, "batch_size", None)
+        if isinstance(batch_size, int) and not hasattr(data, "sources"):
+            self.print(self.describe(self.own_settings, batch_size))
+
+    def describe(self, settings: Settings, batch_size: int, batch: Any = None) -> str:
+        """What a batch of so many rows, over all processes, is made into; for people."""
+        positions = settings.plan.num_segments
+        length = getattr(self._data, "sequence_length", None)
+        if isinstance(length, int):
+            positions = self.refine_step.selector.count(length, settings.plan)
+        return self.phase.describe(batch, batch_size, self.sizes, settings, positions)
 
     def on_train_start(self) -> None:
         """The configuration decides over the optimizer's settings, not the checkpoint."""
-        for group, own in zip(self._optimizer().param_groups, self._groups, strict=True):
-            group.update(own)
+        self._rate.restore(self._optimizer())
+        stepper = self.optimizers()
+        assert not isinstance(stepper, list)
+        self._updater = self.make_updater(stepper, self._processes(), self._show_experience)
+        self._updater.counters = self.counters
 
-    # Training ------------------------------------------------------------------------------------
-
-    def training_step(self, batch: Batch | TaskBatch, batch_idx: int) -> None:
-        """One iteration: what the phase makes of a batch; without one, sequences are refined."""
-        self._check_batch_size(batch)
-        self._apply_lr()
-        phases = training_phases(self)
-        if phases or isinstance(batch, TaskBatch):
-            check_is_read(batch, phases).iterate(self, batch)
-        else:
-            self.refine(batch)
-        self.iteration += 1
-        self._report()
-
-    def refine(self, batch: Batch, settings: Settings | None = None) -> None:
-        """The ReFINE update on sequences, as a part of the iteration that is going on.
+    def make_updater(
+        self,
+        optimizer: Stepper,
+        processes: Processes | None = None,
+        observe: Callable[[Experience], None] | None = None,
+        reference: FastWeightLM | None = None,
+    ) -> Updater:
+        """The engine over this module's policy and parts.
 
         Args:
-            batch: sequences of this process.
-            settings: the iteration's own if left out.
+            optimizer: over the policy's parameters.
+            processes: that share the batches; this one alone if left out.
+            observe: is shown every experience.
+            reference: that a KL term compares with; the module's own if left out.
         """
-        loop = self._loop()
-        loop.refine(batch, settings or self.settings, self.iteration)
-        self._count(loop)
-
-    def answer(self, batch: TaskBatch) -> None:
-        """One step on the answers of a batch, as a part of the iteration that is going on."""
-        loop = self._loop()
-        loop.answers(batch, self.objective, self.iteration)
-        self._count(loop)
-
-    def _loop(self) -> UpdateLoop:
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        if not self._stopwatch.seconds:
-            self._stopwatch = Stopwatch(self.device)
-        processes = Processes.of(self.trainer)
-        return UpdateLoop(
-            self, optimizer, processes, self._tally, self._stopwatch, self._show_experience
+        return Updater(
+            self.policy,
+            self.refine_step,
+            optimizer,
+            self.sizes,
+            seed=self.seed,
+            gradient_clip=self.gradient_clip,
+            reference=reference or self.reference,
+            backward=self.manual_backward,
+            # The trainer's autocast: hooks of callbacks run outside of it.
+            autocast=self.trainer.precision_plugin.forward_context,
+            processes=processes,
+            observe=observe,
         )
 
-    def _count(self, loop: UpdateLoop) -> None:
-        """Add what an update loop did to the counters."""
-        self.updates += loop.updates
-        self.skipped_steps += loop.skipped
-        tokens = torch.tensor(loop.tokens, device=self.device)
-        self.tokens_seen += int(self._sum_over_processes(tokens))
+    def _processes(self) -> Processes:
+        """All processes of the run."""
+        strategy = self.trainer.strategy
 
-    def _show_experience(self, experience: Experience) -> None:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "on_experience"):
-                callback.on_experience(self.trainer, self, experience)
+        def synchronised(last: bool) -> AbstractContextManager[Any]:
+            if last or not isinstance(strategy, ParallelStrategy):
+                return nullcontext()
+            return strategy.block_backward_sync()
 
-    def _check_batch_size(self, batch: Batch | TaskBatch) -> None:
-        processes = self.trainer.world_size
-        check_batch_size(
-            len(batch) * processes, self.minibatch_size, self.microbatch_size, processes
-        )
+        return Processes(self.trainer.world_size, self._sum_over_processes, synchronised)
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return torch.as_tensor(self.trainer.strategy.reduce(values, reduce_op="sum"))
@@ -289,23 +370,38 @@ class RefineModule(LightningModule):
         assert isinstance(optimizer, Optimizer)
         return optimizer
 
-    def _apply_lr(self) -> None:
-        for group, own in zip(self._optimizer().param_groups, self._groups, strict=True):
-            group["lr"] = own["lr"] if self.settings.lr is None else self.settings.lr
+    # Training ------------------------------------------------------------------------------------
 
-    def _report(self) -> None:
+    def training_step(self, batch: Batch | TaskBatch, batch_idx: int) -> None:
+        """One iteration: what the phase makes of a batch."""
+        assert self._updater is not None
+        self._check_batch_size(len(batch) * self.trainer.world_size)
+        self._rate.apply(self._optimizer(), self.settings.lr)
+        with self.part_settings.given(self.settings.parts):
+            self.phase.iterate(self._updater, batch, self.settings)
+        self.counters.iteration += 1
+        self._report(self._updater)
+        self._rate.advance()
+
+    def _show_experience(self, experience: Experience) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_experience"):
+                callback.on_experience(self.trainer, self, experience)
+
+    def _report(self, updater: Updater) -> None:
         """Log what the iteration summed up."""
-        tally, stopwatch = self._tally, self._stopwatch
-        self._tally, self._stopwatch = Tally(), Stopwatch()
-        means = tally.means(self.device, self._sum_over_processes)
+        means = updater.tally.means(self.device, self._sum_over_processes)
         logged = logged_means(means, self.settings.weights)
         logged["optim/lr"] = self._optimizer().param_groups[0]["lr"]
-        logged["optim/updates"] = self.updates
-        logged["optim/skipped_steps"] = self.skipped_steps
-        logged["run/tokens_seen"] = self.tokens_seen
-        logged |= {f"time/{part}_s": seconds for part, seconds in stopwatch.seconds.items()}
+        logged["optim/updates"] = self.counters.updates
+        logged["optim/skipped_steps"] = self.counters.skipped_steps
+        logged["run/tokens_seen"] = self.counters.tokens_seen
+        logged |= {f"setting/{path}": value for path, value in self.settings.parts.items()}
+        logged |= {f"time/{part}_s": s for part, s in updater.stopwatch.seconds.items()}
+        updater.tally, updater.stopwatch = Tally(), Stopwatch(self.device)
         self.log_scalars(logged, self.log_is_due)
-        self._flat_rewards.watch(means.get("advantage/zero_spread_groups", 0.0))
+        if self.trainer.is_global_zero:
+            self._flat_rewards.watch(means.get("advantage/zero_spread_groups", 0.0))
 
     def log_scalars(self, values: Mapping[str, float], due: bool = True) -> None:
         """Log under the number of finished iterations, the same values on every process.
@@ -314,7 +410,7 @@ class RefineModule(LightningModule):
             values: by name.
             due: write them to the loggers; otherwise callbacks alone can read them.
         """
-        # Lightning would write values of earlier iterations again when a phase stops logging them,
+        # Lightning would write values of earlier iterations again when a stage stops logging them,
         # and count batches of this process's lifetime.
         for logger in self.loggers if due else []:
             logger.log_metrics(dict(values), step=self.iteration)
@@ -329,23 +425,28 @@ class RefineModule(LightningModule):
     # Validation ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Start to sum anew."""
-        self._validation = validation_sums(self)
+        """Start with empty sums, under the model's own settings."""
+        plan, rows = self.own_settings.plan, self.sizes.microbatch
+        with self.part_settings.given(self.part_settings.own()):
+            self._validation = Validation(self.policy, self.refine_step, plan, self.seed, rows)
         gather(self.policy)  # processes may have different numbers of batches
 
     def validation_step(
         self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Measure sequences; rows of tasks are answered and scored."""
-        if isinstance(batch, TaskBatch):
-            tally_rows(self._validation, self, batch, self.test_step(batch, batch_idx))
-        else:
-            tally_sequences(self._validation, self, batch)
+        assert self._validation is not None
+        with self.part_settings.given(self.part_settings.own()):
+            if isinstance(batch, TaskBatch):
+                self._validation.add_rows(batch, self.test_step(batch, batch_idx))
+            else:
+                self._validation.add_sequences(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all tokens and all rollouts of all processes."""
+        assert self._validation is not None
         scatter(self.policy)
-        means = self._validation.means(self.device, self._sum_over_processes)
+        means = self._validation.tally.means(self.device, self._sum_over_processes)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_scalars(means)
         else:
@@ -370,11 +471,15 @@ class RefineModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counters, and what the model was made from."""
-        checkpoint[KEY] = run_state(self)
+        state: dict[str, Any] = {**self.counters.state_dict(), "backbone": self.policy.config()}
+        spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
+        if spec is not None:
+            state["tokenizer"] = spec  # for test, predict and lm-eval
+        checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the counters, and make the reference fit what this run needs."""
-        restore_counters(self, checkpoint)
+        self.counters.load_state_dict(checkpoint.get(STATE_KEY, {}))
         state = checkpoint.get("state_dict")
         if state is not None:  # a sharded run has loaded its weights already
             checkpoint["state_dict"] = fit_reference(state, self.reference is not None)

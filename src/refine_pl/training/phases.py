@@ -1,8 +1,7 @@
-"""The phases of training: who decides what one batch does."""
+"""The phases of training: what one batch is made into."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,78 +11,69 @@ from refine_pl.objectives import AnswerObjective
 from refine_pl.parts import SUPERVISED, build_part
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
-from refine_pl.training.module import RefineModule
-from refine_pl.training.run_phases import describe_iteration
-from refine_pl.training.updater import Settings
+from refine_pl.training.settings import Settings
+from refine_pl.training.updater import Sizes, Updater
 
 
-class PhaseCallback(Callback):
-    """What every phase shares: a name, and that it is given once.
+class Phase(Callback):
+    """Mid-training: one batch of raw text is one ReFINE update (method, section 3).
+
+    A run without a phase is in this one. The other phases are its subclasses. A trainer has one
+    phase at most.
 
     Attributes:
-        phase: the name.
-        trains: whether it says what a batch of ``fit`` does.
+        name: shown on the progress bar where no schedule names its stages.
+        trains: whether the phase says what a batch of ``fit`` is made into.
     """
 
-    phase: ClassVar[str]
+    name: ClassVar[str] = "training"
     trains: ClassVar[bool] = True
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the model is a RefineModule, and that the phase is given once.
+    def iterate(self, updater: Updater, batch: Any, settings: Settings) -> None:
+        """Make the updates of one batch, in ``training_step``.
 
         Raises:
-            ConfigError: otherwise.
+            ConfigError: this phase does not read such batches.
         """
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        given = sum(type(c) is type(self) for c in callbacks)
-        if given > 1:
+        if not isinstance(batch, Batch):
             raise ConfigError(
-                f"trainer.callbacks names {type(self).__name__} {given} times",
-                allowed="each phase once",
+                "the data are rows with prompts and answers, and no phase is given",
+                where="phase",
+                allowed="refine_pl.training.PostTraining for such rows",
+                way_out="give that phase, or text: refine_pl.data.TextData",
             )
-        if not isinstance(pl_module, RefineModule):
-            raise ConfigError(
-                f"{type(self).__name__} needs a RefineModule, not a {type(pl_module).__name__}"
-            )
-
-    def reads(self, batch: Any) -> bool:
-        """Whether this phase is the one that says what ``batch`` does."""
-        return isinstance(batch, Batch)
-
-    def iterate(self, module: Any, batch: Any) -> None:
-        """Make the updates of one batch that this phase reads, in ``training_step``."""
-        module.refine(batch)
+        updater.refine(batch, settings)
 
     def draws(self, settings: Settings) -> bool:
         """Whether it draws rollouts under these settings."""
         return settings.weights.needs_rollouts
 
-    def updates_per_batch(self, refine_updates: int) -> int:
-        """Optimizer steps of a batch that ReFINE makes ``refine_updates`` of."""
-        return refine_updates
+    def updates(self, sizes: Sizes, batch_size: int) -> int | None:
+        """Optimizer steps of a batch of so many rows, over all processes; None: they differ."""
+        return sizes.updates(batch_size)
 
-    def describe(self, module: Any, batch_size: int, settings: Settings) -> str:
-        """What a batch of so many rows, over all processes, is made into; for people."""
-        return describe_iteration(module, batch_size, settings)
+    def describe(
+        self, batch: Any, batch_size: int, sizes: Sizes, settings: Settings, positions: int
+    ) -> str:
+        """What a batch is made into, for people.
+
+        Args:
+            batch: one that this phase reads, or None before the first.
+            batch_size: its rows, over all processes.
+            sizes: how it is cut.
+            settings: of the iteration.
+            positions: where rollouts start, in each sequence.
+        """
+        return describe_refine(batch_size, sizes, settings, positions)
 
 
-class MidTraining(PhaseCallback):
-    """Mid-training: one batch of raw text is one ReFINE iteration (method, section 3).
-
-    That is what :meth:`RefineModule.training_step` does with a batch of sequences, so this phase
-    changes nothing. It states what a configuration is for, names the phase on the progress bar, and
-    reads no rows of tasks.
-    """
-
-    phase = "mid_training"
-
-
-class PostTraining(PhaseCallback):
+class PostTraining(Phase):
     """Post-training on prompts with answers (method, section 3).
 
     For each batch first the ReFINE update on the prompts alone, with its own mini-batches and
     optimizer steps, then one step on the answers: same weights, same optimizer, and the inner
-    update is not undone.
+    update is not undone. Batches of text, which data of several stages may bring too, are
+    mid-training.
 
     Args:
         mode: ``nested_refine`` as said; ``nested_sft`` with next-token training on the prompts
@@ -91,7 +81,7 @@ class PostTraining(PhaseCallback):
         objective: what the step on the answers minimises.
     """
 
-    phase = "post_training"
+    name = "post_training"
 
     def __init__(
         self,
@@ -100,48 +90,91 @@ class PostTraining(PhaseCallback):
     ) -> None:
         self.mode = mode
         self.objective: AnswerObjective = build_part(objective)
+        self._tokenizer: Any = None
+        self._reads_text = False  # whether the data have stages with text
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module the objective.
+        """Take the data's tokenizer, for objectives that read answers."""
+        data = getattr(trainer, "datamodule", None)
+        self._tokenizer = getattr(data, "tokenizer", None)
+        self._reads_text = hasattr(data, "sources")
+
+    def iterate(self, updater: Updater, batch: Any, settings: Settings) -> None:
+        """The inner update on the prompts, then the step on the answers.
 
         Raises:
-            ConfigError: as for every phase.
+            ConfigError: the data are text only.
         """
-        super().setup(trainer, pl_module, stage)
-        assert isinstance(pl_module, RefineModule)
-        pl_module.objective = self.objective
-
-    def reads(self, batch: Any) -> bool:
-        """Rows of tasks."""
-        return isinstance(batch, TaskBatch)
+        if isinstance(batch, TaskBatch):
+            if self.mode != "sft":
+                updater.refine(batch.prompts, self._inner(settings))
+            updater.answer(batch, self.objective, self._tokenizer)
+            return
+        if not self._reads_text:
+            raise ConfigError(
+                "the data are sequences of text, and the phase is PostTraining",
+                where="phase",
+                allowed="rows with prompts and answers: refine_pl.data.TaskData",
+                way_out="leave the phase out: text is for mid-training",
+            )
+        super().iterate(updater, batch, settings)
 
     def draws(self, settings: Settings) -> bool:
-        """Only nested ReFINE does."""
-        return self.mode == "nested_refine" and settings.weights.needs_rollouts
+        """Only nested ReFINE does, and mid-training beside it."""
+        nested = self.mode == "nested_refine" or self._reads_text
+        return nested and settings.weights.needs_rollouts
 
-    def updates_per_batch(self, refine_updates: int) -> int:
+    def updates(self, sizes: Sizes, batch_size: int) -> int | None:
         """The inner ones and one on the answers."""
-        return 1 if self.mode == "sft" else refine_updates + 1
+        if self._reads_text:
+            return None
+        return 1 if self.mode == "sft" else sizes.updates(batch_size) + 1
 
-    def describe(self, module: Any, batch_size: int, settings: Settings) -> str:
+    def describe(
+        self, batch: Any, batch_size: int, sizes: Sizes, settings: Settings, positions: int
+    ) -> str:
         """The inner updates, and the step on the answers."""
+        if isinstance(batch, Batch):
+            return super().describe(batch, batch_size, sizes, settings, positions)
         outer = self.objective.describe()
         if self.mode == "sft":
             return f"{batch_size:,} rows = {outer}"
-        inner = describe_iteration(module, batch_size, self._inner(settings))
-        return f"{inner.replace(' sequences', ' prompts', 1)}; then {outer}"
-
-    def iterate(self, module: Any, batch: Any) -> None:
-        """The inner update on the prompts, then the step on the answers."""
-        if self.mode != "sft":
-            module.refine(batch.prompts, self._inner(module.settings))
-        module.answer(batch)
+        inner = describe_refine(batch_size, sizes, self._inner(settings), positions, "prompts")
+        return f"{inner}; then {outer}"
 
     def _inner(self, settings: Settings) -> Settings:
-        return settings if self.mode == "nested_refine" else without_rollouts(settings)
+        return settings if self.mode == "nested_refine" else settings.without_rollouts()
 
 
-def without_rollouts(settings: Settings) -> Settings:
-    """The step-matched baseline: the same with next-token training only."""
-    weights = replace(settings.weights, policy_weight=0.0, kl_weight=0.0)
-    return replace(settings, weights=weights)
+def describe_refine(
+    batch_size: int, sizes: Sizes, settings: Settings, positions: int, rows: str = "sequences"
+) -> str:
+    """What ReFINE makes of a batch of ``batch_size`` rows over all processes, for people."""
+    updates = sizes.updates(batch_size)
+    text = (
+        f"{batch_size:,} {rows} = {updates} update{'s' if updates > 1 else ''} "
+        f"of {sizes.minibatch or batch_size}"
+    )
+    if not settings.weights.needs_rollouts:
+        return f"{text}; no rollouts"
+    rollouts = batch_size * positions * settings.plan.rollouts_per_position
+    length = settings.plan.rollout_length
+    return f"{text}; {rollouts:,} rollouts of {length} token{'s' if length > 1 else ''}"
+
+
+def find_phase(trainer: Trainer) -> Phase:
+    """The phase that says what a batch of training is made into; mid-training if none is given.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    found = [c for c in callbacks if isinstance(c, Phase)]
+    if len(found) > 1:
+        names = " and ".join(type(phase).__name__ for phase in found)
+        raise ConfigError(
+            f"the run has {len(found)} phases: {names}",
+            where="phase",
+            allowed="one; PostTraining does mid-training on batches of text",
+        )
+    return found[0] if found and found[0].trains else Phase()

@@ -1,9 +1,10 @@
-"""Several phases in one run, with settings that may change in between and inside."""
+"""Named stages of one run, with settings that may change in between and inside."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,31 +12,29 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
-from refine_pl.training.checks import check_plan
+from refine_pl.training.metrics import STAGE
 from refine_pl.training.module import RefineModule
-from refine_pl.training.run_phases import describe_batch, draws_rollouts, training_phases
 from refine_pl.training.run_validation import (
     run_validation,
     take_over_validation,
     validates_on_stop,
 )
-from refine_pl.training.updater import Settings
+from refine_pl.training.settings import Settings
 
 PLAN_FIELDS = tuple(field.name for field in dataclasses.fields(RolloutPlan))
 WEIGHT_FIELDS = tuple(field.name for field in dataclasses.fields(LossWeights))
-SETTINGS = (*WEIGHT_FIELDS, *PLAN_FIELDS, "lr")
+OWN_FIELDS = (*WEIGHT_FIELDS, *PLAN_FIELDS, "lr")
 
 
 @dataclass
-class Phase:
+class Stage:
     """Some iterations with settings of their own; those left out are the model's.
 
     Args:
-        name: shown on the progress bar and in the summary.
-        iterations: batches that the phase lasts.
+        iterations: batches that the stage lasts.
         ntp_weight: as in the model.
         policy_weight: as in the model; 0 draws no rollouts.
         kl_weight: as in the model.
@@ -43,13 +42,16 @@ class Phase:
         rollouts_per_position: as in the model.
         rollout_length: as in the model, tokens.
         lr: learning rate instead of the optimizer's.
-        source: name of the data that the phase reads, where the data module has several
-            (:class:`refine_pl.data.PhaseData`).
-        ramp: settings that run linearly from a first to a last value over the phase, for example
-            ``{policy_weight: [0, 0.2]}``; counts are rounded.
+        source: name of the data that the stage reads, where the data module has several
+            (:class:`refine_pl.data.StageData`).
+        settings: numeric settings of parts, by path, for example
+            ``{selector.selection_temperature: 0.5}``.
+        ramp: settings that run linearly from a first to a last value over the stage: any of those
+            above, and any of a part by its path, for example
+            ``{policy_weight: [0, 0.2], policy_loss.clip_ratio_high: [0.2, 0.3]}``; counts are
+            rounded.
     """
 
-    name: str
     iterations: PositiveInt
     ntp_weight: NonNegativeFloat | None = None
     policy_weight: NonNegativeFloat | None = None
@@ -59,103 +61,120 @@ class Phase:
     rollout_length: PositiveInt | None = None
     lr: NonNegativeFloat | None = None
     source: str | None = None
-    ramp: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] | None = None
+    settings: dict[str, float] | None = None
+    ramp: dict[str, tuple[float, float]] | None = None
 
-    def settings(self, own: Settings, iteration: int) -> Settings:
-        """The settings of the phase's ``iteration`` (from 0), where ``own`` are the model's."""
-        given: dict[str, Any] = {
-            name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None
-        }
-        # The last iteration has the last value; a phase of one iteration has it too.
+    def given(self) -> dict[str, tuple[float, float]]:
+        """First and last value of everything that the stage says something about."""
+        constant = {n: getattr(self, n) for n in OWN_FIELDS if getattr(self, n) is not None}
+        constant |= self.settings or {}
+        return {name: (value, value) for name, value in constant.items()} | (self.ramp or {})
+
+    def settings_at(self, own: Settings, iteration: int) -> Settings:
+        """The settings of the stage's ``iteration`` (from 0), where ``own`` are the model's."""
+        # The last iteration has the last value; a stage of one iteration has it too.
         share = iteration / (self.iterations - 1) if self.iterations > 1 else 1.0
-        for name, (first, last) in self._ramped():
-            value = first + (last - first) * share
-            given[name] = max(1, round(value)) if name in PLAN_FIELDS else value
-        plan = {name: given[name] for name in PLAN_FIELDS if name in given}
-        weights = {name: given[name] for name in WEIGHT_FIELDS if name in given}
+        now = {name: first + (last - first) * share for name, (first, last) in self.given().items()}
+        plan = {name: max(1, round(now[name])) for name in PLAN_FIELDS if name in now}
+        weights = {name: now[name] for name in WEIGHT_FIELDS if name in now}
         return Settings(
             dataclasses.replace(own.plan, **plan),
             dataclasses.replace(own.weights, **weights),
-            given.get("lr", own.lr),
+            now.get("lr", own.lr),
+            {**own.parts, **{n: value for n, value in now.items() if n not in OWN_FIELDS}},
         )
 
-    @property
-    def ramps(self) -> str:
-        """What changes inside the phase, for people; empty if nothing does."""
-        ramps = [f"; {name} {first:g} to {last:g}" for name, (first, last) in self._ramped()]
-        return "".join(ramps)
+    def ends(self, own: Settings) -> Iterator[Settings]:
+        """The settings of the first and of the last iteration."""
+        yield self.settings_at(own, 0)
+        yield self.settings_at(own, self.iterations - 1)
 
-    def _ramped(self) -> list[tuple[str, tuple[float, float]]]:
-        return list((self.ramp or {}).items())
+    def describe_ramps(self) -> str:
+        """What changes inside the stage, for people; empty if nothing does."""
+        ramps = (self.ramp or {}).items()
+        return "".join(f"; {name} {first:g} to {last:g}" for name, (first, last) in ramps)
 
-    def check(self) -> None:
-        """Refuse what the types allow but the phase cannot mean.
+    def check(self, where: str, module: RefineModule) -> None:
+        """Refuse what the types allow but the stage cannot mean.
 
         Raises:
-            ConfigError: naming the phase and the key.
+            ConfigError: naming the stage and the key.
         """
-        for name, _ in self._ramped():
-            if name not in SETTINGS:
-                close = nearest(name, SETTINGS)
+        for name in self.ramp or {}:
+            if getattr(self, name, None) is not None or name in (self.settings or {}):
                 raise ConfigError(
-                    f"phase '{self.name}' ramps '{name}', which is not a setting",
-                    where="PhaseSchedule.phases",
-                    allowed=", ".join(SETTINGS),
-                    way_out=f"did you mean '{close}'?" if close else None,
+                    f"{name} is given and ramped", where=where, allowed="one of the two"
                 )
-            if getattr(self, name) is not None:
+        for name, values in self.given().items():
+            if name not in OWN_FIELDS:
+                module.part_settings.check(name, *values, where=where, others=OWN_FIELDS)
+            elif not all(math.isfinite(value) and value >= 0 for value in values):
                 raise ConfigError(
-                    f"phase '{self.name}' gives '{name}' and ramps it",
-                    where="PhaseSchedule.phases",
-                    allowed="one of the two",
+                    f"{name} is to run from {values[0]:g} to {values[1]:g}",
+                    where=where,
+                    allowed="finite numbers from 0 on",
                 )
+        if "lr" in self.given() and module.make_lr_scheduler is not None:
+            raise ConfigError(
+                "the stage sets the learning rate, and so does model.lr_scheduler",
+                where=where,
+                allowed="one of the two",
+            )
 
 
-class PhaseSchedule(Callback):
-    """Runs named phases one after the other, then stops. Resumes wherever a checkpoint left off.
+class Schedule(Callback):
+    """Runs named stages one after the other, then stops. Resumes wherever a checkpoint left off.
 
     The place in the schedule follows from the number of finished iterations alone.
 
     Args:
-        phases: in their order.
-        validate: validate before the first phase, after each one, and not after each epoch (unless
+        stages: by name, in their order.
+        validate: validate before the first stage, after each one, and not after each epoch (unless
             the trainer is given an interval of its own).
     """
 
-    def __init__(self, phases: list[Phase], validate: bool = True) -> None:
-        _check_names(phases)
-        for phase in phases:
-            phase.check()
-        self.phases = phases
+    def __init__(self, stages: dict[str, Stage], validate: bool = True) -> None:
+        if not stages or not all(stages):
+            raise ConfigError(
+                "a stage has no name" if stages else "the schedule has no stages",
+                where="schedule.stages",
+                allowed="one or more of NAME: {iterations: ...}",
+            )
+        self.stages = stages
         self.validate = validate
         self._resumed_from: str | None = None  # until the first batch after a resume
 
     @property
     def num_iterations(self) -> int:
-        """Batches of all phases."""
-        return sum(phase.iterations for phase in self.phases)
+        """Batches of all stages."""
+        return sum(stage.iterations for stage in self.stages.values())
 
     def place(self, iteration: int) -> tuple[int, int]:
-        """The index of the phase, and the iteration inside it; behind the end, that of the end."""
-        for index, phase in enumerate(self.phases):
-            if iteration < phase.iterations:
+        """The index of the stage, and the iteration inside it; after the end, that of the end."""
+        stages = list(self.stages.values())
+        for index, stage in enumerate(stages):
+            if iteration < stage.iterations:
                 return index, iteration
-            iteration -= phase.iterations
-        return len(self.phases) - 1, self.phases[-1].iterations - 1
+            iteration -= stage.iterations
+        return len(stages) - 1, stages[-1].iterations - 1
+
+    def name_at(self, iteration: int) -> str:
+        """The name of the stage that an iteration (from 0) belongs to."""
+        return list(self.stages)[self.place(iteration)[0]]
 
     def boundary(self, iteration: int) -> str | None:
-        """What a validation after ``iteration`` iterations is called, if a phase begins or ends."""
+        """What a validation after ``iteration`` iterations is called, if a stage begins or ends."""
         if iteration == 0:
             return "before"
         end = 0
-        for phase in self.phases:
-            end += phase.iterations
+        for name, stage in self.stages.items():
+            end += stage.iterations
             if iteration == end:
-                return f"after {phase.name}"
+                return f"after {name}"
         return None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check every phase against the data, and take validation over from Lightning.
+        """Check every stage against the model and the data, and take validation over.
 
         Raises:
             ConfigError: if the model has no such settings, or segments do not fit.
@@ -163,14 +182,13 @@ class PhaseSchedule(Callback):
         if stage != "fit":
             return
         if not isinstance(pl_module, RefineModule):
-            raise ConfigError(f"PhaseSchedule needs a RefineModule, not {type(pl_module).__name__}")
+            raise ConfigError(f"Schedule needs a RefineModule, not {type(pl_module).__name__}")
         self._share_sources(trainer)
-        for phase in self.phases:
-            for iteration in (0, phase.iterations - 1):
-                settings = phase.settings(pl_module.own_settings, iteration)
-                if draws_rollouts(pl_module, settings):
-                    where = f"phase '{phase.name}'"
-                    check_plan(trainer, pl_module, settings.plan, where, phase.source)
+        for name, part in self.stages.items():
+            where = f"schedule.stages.{name}"
+            part.check(where, pl_module)
+            for settings in part.ends(pl_module.own_settings):
+                pl_module.check_settings(settings, where, part.source)
                 if settings.weights.kl_weight:
                     pl_module.keep_reference = True
         if self.validate:
@@ -179,27 +197,28 @@ class PhaseSchedule(Callback):
     def _share_sources(self, trainer: Trainer) -> None:
         """Tell a data module with several sources which of them is read when."""
         data = getattr(trainer, "datamodule", None)
-        sources = getattr(data, "sources", None)
-        for phase in self.phases:
-            if sources is None and phase.source is not None:
+        sources: Mapping[str, Any] | None = getattr(data, "sources", None)
+        for name, stage in self.stages.items():
+            where = f"schedule.stages.{name}"
+            if sources is None and stage.source is not None:
                 raise ConfigError(
-                    f"phase '{phase.name}' names the source '{phase.source}', and the data are "
+                    f"stage '{name}' names the source '{stage.source}', and the data are "
                     f"{type(data).__name__}, which has none",
-                    where="PhaseSchedule.phases",
-                    way_out="data: refine_pl.data.PhaseData with sources",
+                    where=where,
+                    way_out="data: refine_pl.data.StageData with sources",
                 )
-            if sources is not None and phase.source not in sources:
+            if sources is not None and stage.source not in sources:
                 raise ConfigError(
-                    f"phase '{phase.name}' names "
-                    + (f"the source '{phase.source}'" if phase.source else "no source"),
-                    where="PhaseSchedule.phases",
+                    f"stage '{name}' names "
+                    + (f"the source '{stage.source}'" if stage.source else "no source"),
+                    where=where,
                     allowed=f"source: one of {', '.join(sources)}",
                 )
         if data is not None and sources is not None:
-            data.set_plan([(phase.source, phase.iterations) for phase in self.phases])
+            data.set_plan([(stage.source, stage.iterations) for stage in self.stages.values()])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate before the first phase, but not again on resume; stop if nothing is left."""
+        """Validate before the first stage, but not again on resume; stop if nothing is left."""
         assert isinstance(pl_module, RefineModule)
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         if pl_module.iteration >= self.num_iterations:
@@ -212,26 +231,22 @@ class PhaseSchedule(Callback):
     ) -> None:
         """Give the module the settings of this iteration."""
         assert isinstance(pl_module, RefineModule)
-        index, iteration = self.place(pl_module.iteration)
-        phase = self.phases[index]
-        pl_module.settings = phase.settings(pl_module.own_settings, iteration)
+        _, iteration = self.place(pl_module.iteration)
+        name = self.name_at(pl_module.iteration)
+        stage = self.stages[name]
+        pl_module.settings = stage.settings_at(pl_module.own_settings, iteration)
         if iteration == 0 or self._resumed_from is not None:
-            where = f"iteration {iteration + 1} of {phase.iterations}"
+            where = f"iteration {iteration + 1} of {stage.iterations}"
             if iteration == 0:
-                where = f"{phase.iterations} iteration{'s' if phase.iterations > 1 else ''}"
+                where = f"{stage.iterations} iteration{'s' if stage.iterations > 1 else ''}"
             if self._resumed_from is not None:
                 where += f", resumed from {self._resumed_from}"
             self._resumed_from = None
-            what = self._describe(pl_module, batch, phase, len(batch) * trainer.world_size)
-            pl_module.print(f"phase '{phase.name}', {where}: {what}")
-
-    def _describe(self, module: RefineModule, batch: Any, phase: Phase, size: int) -> str:
-        """What a batch of ``size`` rows, over all processes, is made into in ``phase``."""
-        settings = module.settings
-        if not settings.weights.needs_rollouts:  # a ramp of the weight may begin at 0
-            settings = phase.settings(module.own_settings, phase.iterations - 1)
-        reader = next((c for c in training_phases(module) if c.reads(batch)), None)
-        return describe_batch(module, reader, size, settings) + phase.ramps
+            # At its end: a ramp of the weight may begin at 0.
+            last = stage.settings_at(pl_module.own_settings, stage.iterations - 1)
+            settings = pl_module.settings if pl_module.settings.weights.needs_rollouts else last
+            what = pl_module.describe(settings, len(batch) * trainer.world_size, batch)
+            pl_module.print(f"stage '{name}', {where}: {what}{stage.describe_ramps()}")
 
     def on_train_batch_end(
         self,
@@ -241,10 +256,10 @@ class PhaseSchedule(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Validate after a phase, and stop after the last one."""
+        """Validate after a stage, and stop after the last one."""
         assert isinstance(pl_module, RefineModule)
         index, _ = self.place(pl_module.iteration - 1)
-        pl_module.log_scalars({"run/stage": index}, pl_module.log_is_due)
+        pl_module.log_scalars({STAGE: index}, pl_module.log_is_due)
         if self.boundary(pl_module.iteration) is None:
             return
         last = pl_module.iteration == self.num_iterations
@@ -263,24 +278,7 @@ class PhaseSchedule(Callback):
             )
 
 
-def find_schedule(trainer: Trainer) -> PhaseSchedule | None:
+def find_schedule(trainer: Trainer) -> Schedule | None:
     """The trainer's schedule, if it has one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, PhaseSchedule)), None)
-
-
-def _check_names(phases: Sequence[Phase]) -> None:
-    if not phases:
-        raise ConfigError(
-            "the schedule has no phases",
-            where="PhaseSchedule.phases",
-            allowed="one or more of {name: ..., iterations: ...}",
-        )
-    names = [phase.name for phase in phases]
-    for name in names:
-        if not name or names.count(name) > 1:
-            raise ConfigError(
-                f"the schedule has {names.count(name)} phases named '{name}'",
-                where="PhaseSchedule.phases",
-                allowed="a name of its own for each phase",
-            )
+    return next((c for c in callbacks if isinstance(c, Schedule)), None)

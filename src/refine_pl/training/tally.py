@@ -1,29 +1,15 @@
-"""What a training run logs: the names, and the sums that they are made of."""
+"""Sums over micro-batches and processes, of which the log shows the means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from refine_pl.advantages import GroupBy, group_statistics
 from refine_pl.records import Experience
 from refine_pl.refine_step import LossWeights
-
-VALIDATION_SUMS = (
-    "val/ntp_loss",
-    "val/accuracy",
-    "val/sampled_accuracy",
-    "val/reward",
-    "val/exact_match",
-    "val/sft_loss",
-    "val/answer_accuracy",
-    "val/score",
-)
-
-FLAT_SHARE, FLAT_ITERATIONS = 0.95, 20
 
 
 class Tally:
@@ -97,23 +83,3 @@ def tally_experience(tally: Tally, experience: Experience, group_by: GroupBy) ->
     tally.add_values("reward/total/group_std", groups.std)
     tally.add_values("advantage/zero_spread_groups", groups.zero_spread)
     tally.add_values("advantage/magnitude", experience.advantages[valid].abs())
-
-
-class FlatRewards:
-    """Says once that rewards have been equal inside nearly all groups for many iterations."""
-
-    def __init__(self) -> None:
-        self._iterations = 0
-        self._said = False
-
-    def watch(self, share: float) -> None:
-        """Take note of the share of groups with equal rewards in one iteration."""
-        self._iterations = self._iterations + 1 if share >= FLAT_SHARE else 0
-        if self._iterations < FLAT_ITERATIONS or self._said:
-            return
-        self._said = True
-        rank_zero_warn(
-            f"For {FLAT_ITERATIONS} iterations {share:.0%} of the groups had equal rewards: the "
-            "policy loss teaches almost nothing. Try a graded reward (embedding similarity, "
-            "log-likelihood), more rollouts per position, or shorter rollouts."
-        )

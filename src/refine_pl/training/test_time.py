@@ -13,17 +13,15 @@ from torch.optim import Optimizer
 
 from refine_pl.backbones import FastWeightLM
 from refine_pl.errors import ConfigError
-from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
 from refine_pl.training.checks import check_small_lr
 from refine_pl.training.module import RefineModule
-from refine_pl.training.phases import PhaseCallback, without_rollouts
-from refine_pl.training.run_phases import describe_iteration
-from refine_pl.training.tally import Tally
-from refine_pl.training.updater import Processes, UpdateLoop
+from refine_pl.training.phases import Phase
+from refine_pl.training.settings import Settings
+from refine_pl.training.updater import Updater
 
 
-class TestTimeTraining(PhaseCallback):
+class TestTimeTraining(Phase):
     """Before each batch of ``test`` or ``predict`` the ReFINE update on its prompts.
 
     Optimizer, weights, rewards and sizes are the model's. Every process trains on batches of its
@@ -37,7 +35,7 @@ class TestTimeTraining(PhaseCallback):
             behaviour: both go on through the test set, in file order.
     """
 
-    phase = "test_time_training"
+    name = "test_time_training"
     trains = False
     __test__ = False  # the name looks like a test to pytest
 
@@ -49,18 +47,11 @@ class TestTimeTraining(PhaseCallback):
         self.mode = mode
         self.reset = reset
         self._optimizer: Optimizer | None = None
-        self._reference: FastWeightLM | None = None
         self._original: list[Tensor] = []
         self._fresh: dict[str, Any] = {}
         self._changed = False
-        self._tally = Tally()
-        self._stopwatch = Stopwatch()
-        self.batches = self.updates = self.skipped_steps = self.tokens = 0
-
-    def describe(self, module: Any, batch_size: int, settings: Any) -> str:
-        """What happens before a batch of so many prompts; for people."""
-        text = describe_iteration(module, batch_size, self._settings(module))
-        return text.replace(" sequences", " prompts", 1)
+        self._updater: Updater | None = None
+        self.batches = 0
 
     def card(self, module: RefineModule) -> dict[str, Any]:
         """All that decides what is trained, as plain values, for the run card."""
@@ -71,8 +62,8 @@ class TestTimeTraining(PhaseCallback):
             "mode": self.mode,
             "reset": self.reset,
             "minibatch_size": module.minibatch_size,
-            "steps": module.steps,
-            "rollouts_per": module.rollouts_per,
+            "steps": "per_batch" if module.sizes.minibatch is None else "per_minibatch",
+            "rollouts_per": module.sizes.rollouts_per,
             "gradient_clip": module.gradient_clip,
             "optimizer": {"class": type(optimizer).__name__, **group},
             **dataclasses.asdict(settings.plan),
@@ -85,14 +76,18 @@ class TestTimeTraining(PhaseCallback):
 
     def totals(self) -> dict[str, float]:
         """What was done on this process: counts, and means of what updates logged."""
+        if self._updater is None:
+            return {"batches": 0}
+        counters = self._updater.counters
         counts = {
             "batches": self.batches,
-            "updates": self.updates,
-            "skipped_steps": self.skipped_steps,
-            "tokens": self.tokens,
+            "updates": counters.updates,
+            "skipped_steps": counters.skipped_steps,
+            "tokens": counters.tokens_seen,
         }
-        means = self._tally.means(torch.device("cpu"), lambda values: values)
-        return counts | means | {f"{k}_s": v for k, v in self._stopwatch.seconds.items()}
+        means = self._updater.tally.means(torch.device("cpu"), lambda values: values)
+        seconds = self._updater.stopwatch.seconds
+        return counts | means | {f"{part}_s": s for part, s in seconds.items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the trainer.
@@ -101,7 +96,6 @@ class TestTimeTraining(PhaseCallback):
             ConfigError: gradients are turned off, or weights would go on through the test set on
                 several processes.
         """
-        super().setup(trainer, pl_module, stage)
         if stage not in ("test", "predict"):
             return
         loop = trainer.test_loop if stage == "test" else trainer.predict_loop
@@ -126,15 +120,15 @@ class TestTimeTraining(PhaseCallback):
         self._optimizer = pl_module.make_optimizer(parameters)
         lr = min(group["lr"] for group in self._optimizer.param_groups)
         check_small_lr(str(trainer.precision), lr)
-        self._reference = None
+        reference: FastWeightLM | None = None
         if self._settings(pl_module).weights.kl_weight:
-            self._reference = copy.deepcopy(pl_module.policy).requires_grad_(False)
+            reference = copy.deepcopy(pl_module.policy).requires_grad_(False)
+        self._updater = pl_module.make_updater(self._optimizer, reference=reference)
         self._original = [p.detach().clone() for p in parameters] if self.reset == "batch" else []
         # Copied, because an optimizer may change a group's settings.
         self._fresh = torch.utils._pytree.tree_map(lambda x: x, self._optimizer.state_dict())
         self._changed = False
-        self._tally, self._stopwatch = Tally(), Stopwatch(pl_module.device)
-        self.batches = self.updates = self.skipped_steps = self.tokens = 0
+        self.batches = 0
 
     def on_test_batch_start(
         self,
@@ -147,23 +141,12 @@ class TestTimeTraining(PhaseCallback):
         """Train on the prompts."""
         assert isinstance(pl_module, RefineModule)
         assert isinstance(batch, TaskBatch)
-        assert self._optimizer is not None
-        loop = UpdateLoop(
-            pl_module,
-            self._optimizer,
-            Processes.alone(),
-            self._tally,
-            self._stopwatch,
-            reference=self._reference,
-        )
+        assert self._updater is not None
         self._changed = True
         with torch.enable_grad():
             # The rows name the random streams: not the batch, nor its place in the test set.
-            loop.refine(batch.prompts, self._settings(pl_module), 0, self.phase)
+            self._updater.refine(batch.prompts, self._settings(pl_module), self.name)
         self.batches += 1
-        self.updates += loop.updates
-        self.skipped_steps += loop.skipped
-        self.tokens += loop.tokens
 
     def on_test_batch_end(
         self,
@@ -210,9 +193,9 @@ class TestTimeTraining(PhaseCallback):
         """As in ``test``."""
         self._restore()
 
-    def _settings(self, module: RefineModule) -> Any:
+    def _settings(self, module: RefineModule) -> Settings:
         settings = module.own_settings
-        return settings if self.mode == "refine" else without_rollouts(settings)
+        return settings if self.mode == "refine" else settings.without_rollouts()
 
     def _restore(self) -> None:
         if self.reset == "never" or not self._changed or self._optimizer is None:

@@ -1,0 +1,87 @@
+"""The learning rate of an iteration: the optimizer's own, a stage's, or a schedule's of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from refine_pl.errors import ConfigError
+
+
+class LearningRate:
+    """Sets the rate before each iteration. The configuration decides, not a checkpoint.
+
+    Args:
+        optimizer: as it was made.
+        make_scheduler: makes a scheduler of torch that counts iterations, or None.
+
+    Attributes:
+        scheduler: what was made; its place is kept in checkpoints.
+
+    Raises:
+        ConfigError: the scheduler waits for a metric.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, make_scheduler: Callable[[Optimizer], Any] | None
+    ) -> None:
+        self._own = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+        scheduler = None if make_scheduler is None else make_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError(
+                "model.lr_scheduler is ReduceLROnPlateau, which waits for a metric",
+                where="model.lr_scheduler",
+                allowed="a class of torch.optim.lr_scheduler that counts steps",
+            )
+        self.scheduler: LRScheduler | None = scheduler
+
+    @property
+    def smallest(self) -> float:
+        """Of the rates that the optimizer was made with."""
+        return min(group["lr"] for group in self._own)
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Give the optimizer its own settings again, after a checkpoint has set them.
+
+        A scheduler goes on from its place in the checkpoint.
+
+        Raises:
+            ConfigError: that scheduler started from another rate.
+        """
+        for group, own in zip(optimizer.param_groups, self._own, strict=True):
+            now = group["lr"]
+            group.update(own)
+            if self.scheduler is None:
+                continue
+            group["lr"] = now
+            if group["initial_lr"] != own["lr"]:
+                raise ConfigError(
+                    f"model.optimizer has the learning rate {own['lr']:g}, and the schedule of the "
+                    f"checkpoint goes on from {group['initial_lr']:g}",
+                    where="model.optimizer",
+                    allowed=f"lr: {group['initial_lr']:g} with model.lr_scheduler",
+                    way_out="or leave model.lr_scheduler out, and set the rate by stages",
+                )
+
+    def apply(self, optimizer: Optimizer, stage: float | None) -> None:
+        """Set the rate of an iteration.
+
+        Args:
+            optimizer: whose rate is set.
+            stage: the rate that a stage of the schedule gives, or None.
+        """
+        if self.scheduler is not None:
+            return
+        for group, own in zip(optimizer.param_groups, self._own, strict=True):
+            group["lr"] = own["lr"] if stage is None else stage
+
+    def advance(self) -> None:
+        """Count a finished iteration."""
+        if self.scheduler is not None:
+            self.scheduler.step()
