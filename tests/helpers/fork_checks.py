@@ -83,7 +83,7 @@ def check_generators(policy, lengths, positions, copies=1, length=4):
     assert len(first.tokens.unique()) > 5
     for other in drawn[1:]:
         assert torch.equal(first.tokens, other.tokens)
-        for name in ("logprobs", "hidden", "target_hidden", "target_logprobs"):
+        for name in ("old_logprobs", "hidden", "target_hidden", "target_logprobs"):
             a, b = getattr(first, name), getattr(other, name)
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, check_dtype=False)
 

@@ -75,7 +75,7 @@ def test_generators_draw_the_same_rollouts(options, copies):
     for other in drawn[1:]:
         assert torch.equal(first.tokens, other.tokens)
         assert torch.equal(first.targets, other.targets)
-        for name in ("logprobs", "hidden", "target_hidden", "target_logprobs"):
+        for name in ("old_logprobs", "hidden", "target_hidden", "target_logprobs"):
             a, b = getattr(first, name), getattr(other, name)
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, check_dtype=False)
     if copies > 1:
