@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scripts import run_script
 
 from refine_pl.errors import ConfigError
-from refine_pl.training.checks import check_sharding
+from refine_pl.training.trainer_checks import check_sharding
 
 SCRIPT = """
 import sys
