@@ -11,6 +11,7 @@ from refine_pl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from refine_pl.training.counters import Counters
+    from refine_pl.training.learning_rate import SequentialLR
     from refine_pl.training.module import RefineModule
     from refine_pl.training.phases import Phase, PostTraining
     from refine_pl.training.schedule import Schedule, Stage
@@ -25,6 +26,7 @@ __all__ = [
     "Processes",
     "RefineModule",
     "Schedule",
+    "SequentialLR",
     "Settings",
     "Sizes",
     "Stage",
@@ -39,6 +41,7 @@ _HOMES = {
     "Processes": "updater",
     "RefineModule": "module",
     "Schedule": "schedule",
+    "SequentialLR": "learning_rate",
     "Settings": "settings",
     "Sizes": "updater",
     "Stage": "schedule",

@@ -23,3 +23,11 @@ class Counters:
         """Count from where the run was that wrote ``state``; what it lacks stays."""
         for field in fields(self):
             setattr(self, field.name, int(state.get(field.name, getattr(self, field.name))))
+
+    def scalars(self) -> dict[str, float]:
+        """For the log, by name."""
+        return {
+            "optim/updates": self.updates,
+            "optim/skipped_steps": self.skipped_steps,
+            "run/tokens_seen": self.tokens_seen,
+        }

@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from refine_pl.errors import ConfigError
+
+
+class SequentialLR(torch_schedulers.SequentialLR):
+    """Torch's ``SequentialLR`` as a configuration can name it.
+
+    Torch's own takes schedulers that are made already, each with the optimizer, which does not
+    exist when a configuration is read.
+
+    Args:
+        optimizer: whose rate is set; given by the run.
+        schedulers: what comes one after the other, each a class of ``torch.optim.lr_scheduler``.
+        milestones: iterations at which the next one begins, one fewer than there are schedulers.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, schedulers: list[LRSchedulerCallable], milestones: list[int]
+    ) -> None:
+        super().__init__(optimizer, [make(optimizer) for make in schedulers], milestones)
 
 
 class LearningRate:

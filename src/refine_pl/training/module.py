@@ -10,16 +10,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.advantages import AdvantageEstimator
@@ -37,14 +34,13 @@ from refine_pl.parts import (
     build_part,
     choose_policy,
 )
-from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import LossWeights, RefineStep
 from refine_pl.rewards import Reward
 from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
-from refine_pl.task_records import Answer, TaskBatch
+from refine_pl.task_records import TaskBatch
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.checks import (
     check_batch_size,
@@ -59,10 +55,12 @@ from refine_pl.training.checks import (
 from refine_pl.training.counters import Counters
 from refine_pl.training.flat_rewards import FlatRewards
 from refine_pl.training.learning_rate import LearningRate
+from refine_pl.training.measured_module import MeasuredModule
 from refine_pl.training.phases import Phase, find_phase
+from refine_pl.training.processes import processes_of
 from refine_pl.training.reference import fit_reference
 from refine_pl.training.settings import PartSettings, Settings
-from refine_pl.training.sharding import class_name, gather, scatter, shard
+from refine_pl.training.sharding import class_name, shard
 from refine_pl.training.tally import Tally, logged_means
 from refine_pl.training.trainer_checks import (
     check_checkpoints,
@@ -70,13 +68,12 @@ from refine_pl.training.trainer_checks import (
     check_sharding,
 )
 from refine_pl.training.updater import Processes, Sizes, Stepper, Updater
-from refine_pl.training.validation import Validation
 
 STATE_KEY = "refine_pl"
 """In a checkpoint: the counters, and what the model and its tokenizer were made from."""
 
 
-class RefineModule(LightningModule):
+class RefineModule(MeasuredModule):
     """Trains a fast-weight model with ReFINE. What is logged: ``metrics.py``.
 
     Args:
@@ -163,7 +160,6 @@ class RefineModule(LightningModule):
         self.part_settings = self._part_settings()
         self.counters = Counters()
         self._updater: Updater | None = None
-        self._validation: Validation | None = None
         self._flat_rewards = FlatRewards()
 
     def _save_plain_hyperparameters(self) -> None:
@@ -189,25 +185,6 @@ class RefineModule(LightningModule):
             }
         )
 
-    @property
-    def iteration(self) -> int:
-        """Batches that are finished."""
-        return self.counters.iteration
-
-    @property
-    def tokens_seen(self) -> int:
-        """Sequence tokens that updates have read, over all processes."""
-        return self.counters.tokens_seen
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The data module's tokenizer, if there is one."""
-        return getattr(self._data, "tokenizer", None)
-
-    @property
-    def _data(self) -> Any:
-        return getattr(self.trainer, "datamodule", None)
-
     # Start ---------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
@@ -227,24 +204,16 @@ class RefineModule(LightningModule):
         """Check the data, give its tokenizer to the rewards, make the reference."""
         self.refine_step.reward.bind(self.tokenizer)
         data, policy = self._data, self.policy
-        needed = getattr(data, "vocab_size", getattr(self.tokenizer, "vocab_size", None))
         loaded = self.hparams.get("pretrained") is not None
-        check_vocabulary(needed, policy.vocab_size, loaded)
-        parts = [data, *getattr(data, "sources", {}).values()]
-        lengths = [
-            getattr(part, name, None)
-            for part in parts
-            for name in ("sequence_length", "max_prompt_tokens")
-        ]
-        note = long_text_note(class_name(policy), policy.config(), lengths)
+        check_vocabulary(data.vocab_size, policy.vocab_size, loaded)
+        note = long_text_note(class_name(policy), policy.config(), data.text_lengths())
         if note is not None:
             self.print(note)
         if stage != "fit":
             return
-        batch_size = getattr(data, "batch_size", None)
-        if isinstance(batch_size, int):
-            self._check_batch_size(batch_size)
-            check_checkpoints(self.trainer, self.phase.updates(self.sizes, batch_size))
+        if data.batch_size is not None:
+            self._check_batch_size(data.batch_size)
+            check_checkpoints(self.trainer, self.phase.updates(self.sizes, data.batch_size))
         self.check_settings(self.own_settings, "model.num_segments")
         if self.keep_reference and self.reference is None:
             self.reference = copy.deepcopy(policy).requires_grad_(False)
@@ -260,10 +229,9 @@ class RefineModule(LightningModule):
         Raises:
             ConfigError: naming ``where``.
         """
-        data = self._data if source is None else self._data.sources[source]
-        length = getattr(data, "sequence_length", None)
+        length = self._data.sequence_length(source)
         selector = self.refine_step.selector
-        if not isinstance(length, int) or not isinstance(selector, PositionSelector):
+        if length is None or not isinstance(selector, PositionSelector):
             return
         if self.phase.draws(settings):
             with self.part_settings.given(settings.parts):
@@ -301,15 +269,14 @@ class RefineModule(LightningModule):
         kind = class_name(self.policy)
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
         data = self._data
-        batch_size = getattr(data, "batch_size", None)
-        if isinstance(batch_size, int) and not hasattr(data, "sources"):
-            self.print(self.describe(self.own_settings, batch_size))
+        if data.batch_size is not None and data.sources is None:
+            self.print(self.describe(self.own_settings, data.batch_size))
 
     def describe(self, settings: Settings, batch_size: int, batch: Any = None) -> str:
         """What a batch of so many rows, over all processes, is made into; for people."""
         positions = settings.plan.num_segments
-        length = getattr(self._data, "sequence_length", None)
-        if isinstance(length, int):
+        length = self._data.sequence_length()
+        if length is not None:
             positions = self.refine_step.selector.count(length, settings.plan)
         return self.phase.describe(batch, batch_size, self.sizes, settings, positions)
 
@@ -318,7 +285,9 @@ class RefineModule(LightningModule):
         self._rate.restore(self._optimizer())
         stepper = self.optimizers()
         assert not isinstance(stepper, list)
-        self._updater = self.make_updater(stepper, self._processes(), self._show_experience)
+        self._updater = self.make_updater(
+            stepper, processes_of(self.trainer), self._show_experience
+        )
         self._updater.counters = self.counters
 
     def make_updater(
@@ -351,20 +320,6 @@ class RefineModule(LightningModule):
             observe=observe,
         )
 
-    def _processes(self) -> Processes:
-        """All processes of the run."""
-        strategy = self.trainer.strategy
-
-        def synchronised(last: bool) -> AbstractContextManager[Any]:
-            if last or not isinstance(strategy, ParallelStrategy):
-                return nullcontext()
-            return strategy.block_backward_sync()
-
-        return Processes(self.trainer.world_size, self._sum_over_processes, synchronised)
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        return torch.as_tensor(self.trainer.strategy.reduce(values, reduce_op="sum"))
-
     def _optimizer(self) -> Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
@@ -390,82 +345,16 @@ class RefineModule(LightningModule):
 
     def _report(self, updater: Updater) -> None:
         """Log what the iteration summed up."""
-        means = updater.tally.means(self.device, self._sum_over_processes)
+        means = updater.tally.means(self.device, updater.processes.total)
         logged = logged_means(means, self.settings.weights)
+        logged |= self.counters.scalars()
         logged["optim/lr"] = self._optimizer().param_groups[0]["lr"]
-        logged["optim/updates"] = self.counters.updates
-        logged["optim/skipped_steps"] = self.counters.skipped_steps
-        logged["run/tokens_seen"] = self.counters.tokens_seen
         logged |= {f"setting/{path}": value for path, value in self.settings.parts.items()}
         logged |= {f"time/{part}_s": s for part, s in updater.stopwatch.seconds.items()}
         updater.tally, updater.stopwatch = Tally(), Stopwatch(self.device)
         self.log_scalars(logged, self.log_is_due)
         if self.trainer.is_global_zero:
             self._flat_rewards.watch(means.get("advantage/zero_spread_groups", 0.0))
-
-    def log_scalars(self, values: Mapping[str, float], due: bool = True) -> None:
-        """Log under the number of finished iterations, the same values on every process.
-
-        Args:
-            values: by name.
-            due: write them to the loggers; otherwise callbacks alone can read them.
-        """
-        # Lightning would write values of earlier iterations again when a stage stops logging them,
-        # and count batches of this process's lifetime.
-        for logger in self.loggers if due else []:
-            logger.log_metrics(dict(values), step=self.iteration)
-        self.log_dict({name: float(value) for name, value in values.items()}, logger=False)
-
-    @property
-    def log_is_due(self) -> bool:
-        """Whether the iteration that has just finished is one that the trainer logs."""
-        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return interval > 0 and self.iteration % interval == 0
-
-    # Validation ----------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        """Start with empty sums, under the model's own settings."""
-        plan, rows = self.own_settings.plan, self.sizes.microbatch
-        with self.part_settings.given(self.part_settings.own()):
-            self._validation = Validation(self.policy, self.refine_step, plan, self.seed, rows)
-        gather(self.policy)  # processes may have different numbers of batches
-
-    def validation_step(
-        self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Measure sequences; rows of tasks are answered and scored."""
-        assert self._validation is not None
-        with self.part_settings.given(self.part_settings.own()):
-            if isinstance(batch, TaskBatch):
-                self._validation.add_rows(batch, self.test_step(batch, batch_idx))
-            else:
-                self._validation.add_sequences(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over all tokens and all rollouts of all processes."""
-        assert self._validation is not None
-        scatter(self.policy)
-        means = self._validation.tally.means(self.device, self._sum_over_processes)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log_scalars(means)
-        else:
-            self.log_dict(means)  # `validate` shows and returns what is logged Lightning's way
-
-    # Answering -----------------------------------------------------------------------------------
-
-    def test_step(  # type: ignore[override]
-        self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> list[Answer]:
-        """Answer the prompts of a batch; a callback scores the answers and writes them."""
-        generator = RowRandom(self.seed, 0, batch.prompts.rows, "answer")
-        return self.answering.answer(self.policy, batch, self.tokenizer, generator)
-
-    def predict_step(
-        self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> list[Answer]:
-        """As in ``test``."""
-        return self.test_step(batch, batch_idx)
 
     # Checkpoints ---------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from refine_pl.objectives import AnswerObjective
 from refine_pl.parts import SUPERVISED, build_part
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch
+from refine_pl.tokenizers import Tokenizer
+from refine_pl.training.data_view import DataView
 from refine_pl.training.settings import Settings
 from refine_pl.training.updater import Sizes, Updater
 
@@ -90,14 +92,13 @@ class PostTraining(Phase):
     ) -> None:
         self.mode = mode
         self.objective: AnswerObjective = build_part(objective)
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer | None = None
         self._reads_text = False  # whether the data have stages with text
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the data's tokenizer, for objectives that read answers."""
-        data = getattr(trainer, "datamodule", None)
-        self._tokenizer = getattr(data, "tokenizer", None)
-        self._reads_text = hasattr(data, "sources")
+        data = DataView(getattr(trainer, "datamodule", None))
+        self._tokenizer, self._reads_text = data.tokenizer, data.sources is not None
 
     def iterate(self, updater: Updater, batch: Any, settings: Settings) -> None:
         """The inner update on the prompts, then the step on the answers.

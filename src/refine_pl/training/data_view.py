@@ -1,0 +1,52 @@
+"""What training asks of a data module. Any of a user's own may leave any of it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from refine_pl.tokenizers import Tokenizer
+
+
+class DataView:
+    """A data module as the run sees it.
+
+    Args:
+        data: the trainer's data module, or None.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer."""
+        return getattr(self.data, "tokenizer", None)
+
+    @property
+    def sources(self) -> Mapping[str, Any] | None:
+        """Data modules by name, one or more for each stage; None: it is one itself."""
+        return getattr(self.data, "sources", None)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a batch of training, over all processes; None where stages differ."""
+        size = getattr(self.data, "batch_size", None)
+        return size if isinstance(size, int) else None
+
+    @property
+    def vocab_size(self) -> object:
+        """Tokens that its sequences are made of."""
+        return getattr(self.data, "vocab_size", getattr(self.tokenizer, "vocab_size", None))
+
+    def sequence_length(self, source: str | None = None) -> int | None:
+        """Tokens of its longest sequences, of one source where it has several."""
+        data = self.data if source is None else (self.sources or {}).get(source)
+        length = getattr(data, "sequence_length", None)
+        return length if isinstance(length, int) else None
+
+    def text_lengths(self) -> Iterator[object]:
+        """Whatever it or a source of it says about the length of its texts, tokens."""
+        for part in (self.data, *(self.sources or {}).values()):
+            for name in ("sequence_length", "max_prompt_tokens"):
+                yield getattr(part, name, None)

@@ -1,0 +1,122 @@
+"""What a module measures and logs, beside training: validation, answers, scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from refine_pl.backbones import FastWeightLM
+from refine_pl.evaluation.answering import Answering
+from refine_pl.randomness import RowRandom
+from refine_pl.records import Batch
+from refine_pl.refine_step import RefineStep
+from refine_pl.task_records import Answer, TaskBatch
+from refine_pl.tokenizers import Tokenizer
+from refine_pl.training.counters import Counters
+from refine_pl.training.data_view import DataView
+from refine_pl.training.processes import processes_of
+from refine_pl.training.settings import PartSettings, Settings
+from refine_pl.training.sharding import gather, scatter
+from refine_pl.training.updater import Sizes
+from refine_pl.training.validation import Validation
+
+
+class MeasuredModule(LightningModule):
+    """A policy with the parts that draw and judge rollouts; :class:`RefineModule` trains it."""
+
+    policy: FastWeightLM
+    refine_step: RefineStep
+    answering: Answering
+    own_settings: Settings
+    part_settings: PartSettings
+    sizes: Sizes
+    seed: int
+    counters: Counters
+    _validation: Validation | None = None
+
+    @property
+    def iteration(self) -> int:
+        """Batches that are finished."""
+        return self.counters.iteration
+
+    @property
+    def tokens_seen(self) -> int:
+        """Sequence tokens that updates have read, over all processes."""
+        return self.counters.tokens_seen
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The data module's tokenizer, if there is one."""
+        return self._data.tokenizer
+
+    @property
+    def _data(self) -> DataView:
+        return DataView(getattr(self.trainer, "datamodule", None))
+
+    # Log -----------------------------------------------------------------------------------------
+
+    def log_scalars(self, values: Mapping[str, float], due: bool = True) -> None:
+        """Log under the number of finished iterations, the same values on every process.
+
+        Args:
+            values: by name.
+            due: write them to the loggers; otherwise callbacks alone can read them.
+        """
+        # Lightning would write values of earlier iterations again when a stage stops logging them,
+        # and count batches of this process's lifetime.
+        for logger in self.loggers if due else []:
+            logger.log_metrics(dict(values), step=self.iteration)
+        self.log_dict({name: float(value) for name, value in values.items()}, logger=False)
+
+    @property
+    def log_is_due(self) -> bool:
+        """Whether the iteration that has just finished is one that the trainer logs."""
+        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return interval > 0 and self.iteration % interval == 0
+
+    # Validation ----------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start with empty sums, under the model's own settings."""
+        plan, rows = self.own_settings.plan, self.sizes.microbatch
+        with self.part_settings.given(self.part_settings.own()):
+            self._validation = Validation(self.policy, self.refine_step, plan, self.seed, rows)
+        gather(self.policy)  # processes may have different numbers of batches
+
+    def validation_step(
+        self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Measure sequences; rows of tasks are answered and scored."""
+        assert self._validation is not None
+        with self.part_settings.given(self.part_settings.own()):
+            if isinstance(batch, TaskBatch):
+                self._validation.add_rows(batch, self.test_step(batch, batch_idx))
+            else:
+                self._validation.add_sequences(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all tokens and all rollouts of all processes."""
+        assert self._validation is not None
+        scatter(self.policy)
+        means = self._validation.tally.means(self.device, processes_of(self.trainer).total)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_scalars(means)
+        else:
+            self.log_dict(means)  # `validate` shows and returns what is logged Lightning's way
+
+    # Answering -----------------------------------------------------------------------------------
+
+    def test_step(  # type: ignore[override]
+        self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Answer]:
+        """Answer the prompts of a batch; a callback scores the answers and writes them."""
+        generator = RowRandom(self.seed, 0, batch.prompts.rows, "answer")
+        return self.answering.answer(self.policy, batch, self.tokenizer, generator)
+
+    def predict_step(
+        self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Answer]:
+        """As in ``test``."""
+        return self.test_step(batch, batch_idx)
