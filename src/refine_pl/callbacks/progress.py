@@ -177,25 +177,10 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         """Leave the bar as it is."""
         self._stop_answering()
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in ``test``."""
-        self.on_test_start(trainer, pl_module)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in ``test``."""
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in ``test``."""
-        self._stop_answering()
+    # Rows are answered in ``predict`` as they are in ``test``.
+    on_predict_start = on_test_start
+    on_predict_batch_end = on_test_batch_end
+    on_predict_end = on_test_end
 
     def _stop_answering(self) -> None:
         if self._answering is not None:

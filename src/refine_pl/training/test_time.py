@@ -166,32 +166,10 @@ class TestTimeTraining(Phase):
         """Put everything back when a batch could not be answered."""
         self._restore()
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in ``test``."""
-        self.on_test_start(trainer, pl_module)
-
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in ``test``."""
-        self.on_test_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in ``test``."""
-        self._restore()
+    # What happens to prompts in ``predict`` is what happens in ``test``.
+    on_predict_start = on_test_start
+    on_predict_batch_start = on_test_batch_start
+    on_predict_batch_end = on_test_batch_end
 
     def _settings(self, module: RefineModule) -> Settings:
         settings = module.own_settings
