@@ -181,7 +181,7 @@ class RefineModule(MeasuredModule):
                 "advantage": step.advantage,
                 "policy_loss": step.policy_loss,
                 "answering": self.answering,
-                "phase": self.phase,
+                "phase": vars(self.phase),
             }
         )
 

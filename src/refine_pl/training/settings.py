@@ -9,9 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from refine_pl.errors import ConfigError, nearest
+from refine_pl.evaluation.answering import Answering
+from refine_pl.losses import PolicyLoss
+from refine_pl.objectives import AnswerObjective
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
+
+_PARTS = (nn.Module, PolicyLoss, AnswerObjective, Answering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +125,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _numbers(owner: Any, path: str = "", depth: int = 4) -> Iterator[tuple[str, float]]:
-    """All settings below an object, by path."""
-    items = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", {})
-    for name, value in items.items():
-        if not isinstance(name, str) or name.startswith("_"):
+def _numbers(parts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """All settings of parts and of the parts inside them, by path.
+
+    What else a part keeps (a tokenizer, a table, a network of its own) is not looked into.
+    """
+    for name, value in parts.items():
+        if name.startswith("_"):
             continue
         if _is_number(value) and path:
             yield f"{path}{name}", value
-        elif depth and (isinstance(value, Mapping) or hasattr(value, "__dict__")):
-            yield from _numbers(value, f"{path}{name}.", depth - 1)
+        elif isinstance(value, Mapping) and not path:
+            yield from _numbers(value, f"{name}.")
+        elif isinstance(value, _PARTS):
+            yield from _numbers(vars(value), f"{path}{name}.")
 
 
 def _rule(owner: Any, name: str) -> Any:
