@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from refine_pl.errors import UserError, check_choice
+
+MAX_LOG_RATIO = 20.0
+"""Nats; beyond it the ratio is held constant, so that exp cannot overflow."""
+
+CountBy = Literal["tokens", "sequences"]
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """For the log: by name, a sum over things and how many they are."""
@@ -28,13 +35,14 @@ class PolicyLoss(ABC):
     start ``refine-pl`` from; name it in YAML as ``class_path: my_losses.MyLoss``.
 
     Args:
-        counts: what the sum is divided by over the whole optimizer step: all rollout tokens; or the
-            rollouts, each with the mean of its own tokens.
+        counts: what the mean over an optimizer step is taken over: all rollout ``tokens`` alike; or
+            ``sequences``, all rollouts alike, each with the mean of its own tokens.
     """
 
-    counts: Literal["tokens", "sequences"]
+    counts: CountBy = "tokens"
 
-    def __init__(self, counts: Literal["tokens", "sequences"] = "tokens") -> None:
+    def __init__(self, counts: CountBy = "tokens") -> None:
+        check_choice(type(self).__name__, "counts", counts, get_args(CountBy))
         self.counts = counts
 
     @abstractmethod
@@ -53,14 +61,23 @@ class PolicyLoss(ABC):
             loss_mask: ``[B, S, N, L]`` bool, the tokens that count.
 
         Returns:
-            The sum, and any named sums for the log. ``policy_loss``, the sum itself, is added.
+            The sum, and any named sums for the log, the same names in every call. ``policy_loss``,
+            the sum itself, need not be among them.
         """
 
     def __call__(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor
     ) -> LossSum:
-        """:meth:`loss`, with ``policy_loss`` among its sums; nothing in them has a gradient."""
-        made = self.loss(logprobs, old_logprobs.detach(), advantages.detach(), loss_mask)
+        """:meth:`loss`, with ``policy_loss`` among its sums; nothing in them has a gradient.
+
+        Raises:
+            UserError: a loss of the user's own returned something else than a sum.
+        """
+        made: Any = self.loss(logprobs, old_logprobs.detach(), advantages.detach(), loss_mask)
+        if not isinstance(made, LossSum):
+            raise self._refuse(f"a {type(made).__name__}")
+        if made.total.ndim:
+            raise self._refuse(f"a total of shape {list(made.total.shape)}")
         sums = {"policy_loss": (made.total, self.count(loss_mask))} | made.sums
         return LossSum(made.total, {n: (s.detach(), c.detach()) for n, (s, c) in sums.items()})
 
@@ -73,6 +90,19 @@ class PolicyLoss(ABC):
         if self.counts == "sequences":
             losses = losses / loss_mask.sum(-1, keepdim=True).clamp_min(1)
         return losses.sum()
+
+    def _refuse(self, came: str) -> UserError:
+        kind = type(self)
+        return UserError(
+            f"the policy loss returned {came}",
+            where=f"{kind.__module__}.{kind.__qualname__}.loss",
+            allowed="a refine_pl.losses.LossSum whose total is a scalar",
+        )
+
+
+def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """``clamp(logprob - old_logprob, -20, 20)``, nats: its exp is how much likelier a token is."""
+    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def mask_inputs(loss_mask: Tensor, *inputs: Tensor) -> list[Tensor]:

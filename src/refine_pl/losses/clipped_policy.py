@@ -1,18 +1,13 @@
-"""The policy term of the loss: PPO's clipped objective with a dual clip."""
+"""The clipped objective of PPO and GRPO, with a dual clip."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from refine_pl.errors import ConfigError
-from refine_pl.losses.base import LossSum, PolicyLoss, mask_inputs
-
-MAX_LOG_RATIO = 20.0
-"""Nats; beyond it the ratio is held constant, so that exp cannot overflow."""
+from refine_pl.losses.base import CountBy, LossSum, PolicyLoss, log_ratio, mask_inputs
 
 
 class ClippedPolicy(PolicyLoss):
@@ -26,8 +21,8 @@ class ClippedPolicy(PolicyLoss):
         clip_ratio_high: how far above 1 it may rise.
         dual_clip: bound of the loss for bad rollouts, in units of the advantage; above 1, or
             ``None`` for no bound.
-        counts: what the sum is divided by over the whole optimizer step: all rollout ``tokens``; or
-            ``sequences``, the rollouts, each with the mean of its own tokens.
+        counts: what the mean over an optimizer step is taken over: all rollout ``tokens`` alike; or
+            ``sequences``, all rollouts alike, each with the mean of its own tokens (GRPO's 1/|o|).
     """
 
     def __init__(
@@ -35,7 +30,7 @@ class ClippedPolicy(PolicyLoss):
         clip_ratio_low: NonNegativeFloat = 0.2,
         clip_ratio_high: NonNegativeFloat = 0.2,
         dual_clip: PositiveFloat | None = 3.0,
-        counts: Literal["tokens", "sequences"] = "tokens",
+        counts: CountBy = "tokens",
     ) -> None:
         super().__init__(counts)
         if dual_clip is not None and dual_clip <= 1:
@@ -58,8 +53,8 @@ class ClippedPolicy(PolicyLoss):
         ``old_logprob - logprob``, in nats.
         """
         new, old, advantage = mask_inputs(loss_mask, logprobs, old_logprobs, advantages)
-        log_ratio = (new - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        ratio = log_ratio.exp()
+        log_ratios = log_ratio(new, old)
+        ratio = log_ratios.exp()
         plain = -advantage * ratio
         clipped = -advantage * ratio.clamp(1 - self.clip_ratio_low, 1 + self.clip_ratio_high)
         losses = torch.maximum(plain, clipped)
@@ -75,6 +70,6 @@ class ClippedPolicy(PolicyLoss):
                 "ratio": ((ratio * loss_mask).sum(), tokens),
                 "clip_fraction": ((clipped > plain).to(losses.dtype).sum(), tokens),
                 "dual_clip_fraction": (bounded.to(losses.dtype).sum(), tokens),
-                "approx_kl": (-log_ratio.sum(), tokens),
+                "approx_kl": (-log_ratios.sum(), tokens),
             },
         )
