@@ -136,12 +136,8 @@ class TaskReward(AnswerObjective):
                 torch.tensor(groups.zero_spread.numel()),
             ),
         }
-        log |= {
-            f"answer/{name}": pair
-            for name, pair in made.sums.items()
-            if name in ("ratio", "clip_fraction")
-        }
-        return LossSum(made.total, log)
+        others = {name: pair for name, pair in made.sums.items() if name != "policy_loss"}
+        return LossSum(made.total, log | {f"answer/{name}": pair for name, pair in others.items()})
 
     def describe(self) -> str:
         """What the step is on."""

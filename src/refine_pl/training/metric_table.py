@@ -247,6 +247,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="0",
             if_changing=True,
         ),
+        Metric(
+            "answer/<name>",
+            "a number of the policy loss of answers",
+            "any other number that the policy loss returns",
+            if_changing=True,
+        ),
     ),
     "Optimizer": (
         Metric(
