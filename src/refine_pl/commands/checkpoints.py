@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import pydoc
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint import CheckpointException
 
 from refine_pl.backbones.pretrained import class_fields, model_class
 from refine_pl.commands.config_classes import public_path
 from refine_pl.commands.config_schema import Setting, parser_schema
+from refine_pl.commands.config_sources import Source
 from refine_pl.errors import CheckpointError, nearest
 
 # Words that stand for a checkpoint which only the trainer can find.
@@ -112,6 +114,57 @@ def use_as_defaults(
         elif not name.startswith("_"):
             unknown.append(name)
     return unknown
+
+
+def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) -> None:
+    """Refuse functions that a checkpoint names and the user does not: they would be called.
+
+    Args:
+        model: the parsed configuration of the model, the checkpoint's settings among it.
+        sources: what the user gave.
+
+    Raises:
+        CheckpointError: the name of one is not written in ``sources``.
+    """
+    texts = [text for source in sources for text in _texts(source.values, _folder(source))]
+    for key, function in _functions(model, "model"):
+        name = rf"(?<![\w.]){re.escape(function)}(?![\w.])"
+        if not any(re.search(name, text) for text in texts):
+            raise CheckpointError(
+                f"{key} is {function}, which only the checkpoint names",
+                where="--ckpt_path",
+                allowed="functions that are named by your own configuration",
+                way_out=f"give it in your configuration, if you trust it: --{key} {function}",
+            )
+
+
+def _functions(part: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The arguments below a part of a parsed configuration that name code, with their keys."""
+    if not isinstance(part, Mapping | Namespace):
+        return
+    values = dict(part.items()) if isinstance(part, Mapping) else part.as_dict()
+    cls = pydoc.locate(str(values.get("class_path")))
+    for argument in getattr(cls, "code_arguments", ()):
+        yield f"{key}.init_args.{argument}", str(values["init_args"][argument])
+    for name, value in values.items():
+        yield from _functions(value, f"{key}.{name}")
+
+
+def _folder(source: Source) -> Path:
+    """What files that are named in ``source`` lie in."""
+    return Path() if source.on_command_line else Path(source.name).parent
+
+
+def _texts(values: Any, folder: Path) -> Iterator[str]:
+    """All text below ``values``, with that of files that are named in the place of a group."""
+    if isinstance(values, str):
+        yield values
+        file = folder / values
+        if values.endswith((".yaml", ".yml", ".json")) and file.is_file():
+            yield file.read_text(encoding="utf-8")
+    elif isinstance(values, Mapping | list):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _texts(value, folder)
 
 
 def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from refine_pl.commands.checkpoints import (
     LOOKED_UP_BY_THE_TRAINER,
     check_is_readable,
     read_checkpoint,
+    refuse_its_functions,
     unfit_shards,
     use_as_defaults,
 )
@@ -138,7 +139,7 @@ class RefineCLI(LightningCLI):
             UserError: the configuration or the checkpoint cannot be used.
         """
         subparser = self._parser(args[0])
-        sources = read_sources(args[1:])
+        given = sources = read_sources(args[1:])
         checkpoint = self._read_checkpoint(subparser, sources)
         if not any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args):
             before, behind = self.completion(sources, checkpoint)
@@ -150,6 +151,8 @@ class RefineCLI(LightningCLI):
             raise explain(error, subparser, sources) from error
         refuse_nulls(subparser, sources)
         model = self.config[self._name].model
+        if checkpoint is not None:
+            refuse_its_functions(model, given)
         backbone = None if model.backbone is None else model.backbone.class_path
         check_one_is_given(backbone, model.pretrained)  # before models are made, which takes long
 

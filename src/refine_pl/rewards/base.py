@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ class Reward(nn.Module, ABC):
         weight: what the reward is multiplied by in the sum; 0 turns it off.
     """
 
+    code_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments that name code to be called. A checkpoint's are not used."""
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
@@ -29,6 +32,11 @@ class Reward(nn.Module, ABC):
     @abstractmethod
     def score(self, rollouts: Rollouts) -> Tensor:
         """One number per rollout: ``[B, S, N]`` float32. No gradient flows through it."""
+
+    @property
+    def source(self) -> str:
+        """Where its code is, for messages."""
+        return f"{type(self).__module__}.{type(self).__qualname__}.score"
 
     def bind(self, tokenizer: Any) -> None:
         """Receive the tokenizer of the run, for :meth:`decode`. Called once before training."""

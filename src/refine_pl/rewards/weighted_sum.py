@@ -91,10 +91,9 @@ def _checked(score: Any, name: str, reward: Reward, rollouts: Rollouts) -> Tenso
     shape = tuple(rollouts.tokens.shape[:3])
 
     def refuse(came: str) -> UserError:
-        kind = type(reward)
         return UserError(
-            f"reward '{name}' ({kind.__module__}.{kind.__qualname__}) returned {came}",
-            where=f"{kind.__qualname__}.score",
+            f"reward '{name}' returned {came}",
+            where=reward.source,
             allowed="a floating-point tensor of shape [B, S, N] = "
             f"{list(shape)}, finite wherever rollouts.valid",
         )
