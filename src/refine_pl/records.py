@@ -2,7 +2,7 @@
 
 Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence (one per segment), ``N``
 rollouts per position, ``L`` rollout tokens, ``D`` model width. Sequences are padded on the right;
-what lies behind ``num_tokens`` is never read.
+what comes after ``num_tokens`` is never read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Batch:
 
     tokens: Tensor  # [B, T] int64
     num_tokens: Tensor  # [B] int64, real tokens of each row
-    rows: tuple[int, ...]  # B numbers that name the rows within one update, over all ranks
+    rows: tuple[int, ...]  # B numbers that name the rows within one update, over all processes
     documents: tuple[str, ...] = field(default=())  # B names, for people
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What one pass over the sequences leaves behind for the steps after it."""
+    """What one pass over the sequences leaves for the steps after it."""
 
     hidden: Tensor  # [B, T, D] after the final norm, the input of the head
     entropy: Tensor  # [B, T] float32, nats; [b, t] belongs to the token after x[0..t]

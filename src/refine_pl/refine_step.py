@@ -2,7 +2,7 @@
 
 This file is the whole algorithm (paper, section 3). Each step is a part from its own folder; what
 passes between them is described in ``records.py``. Nothing here steps an optimizer or logs:
-``module.py`` does.
+``training/updater.py`` does.
 """
 
 from __future__ import annotations
@@ -90,13 +90,14 @@ class RefineStep(nn.Module):
         batch: Batch,
         plan: RolloutPlan,
         generator: RowRandom,
-        stopwatch: Stopwatch,
+        stopwatch: Stopwatch | None = None,
         prefill: Prefill | None = None,
     ) -> Experience:
         """Steps 1 to 5: everything that happens under the policy as it is now.
 
         A ``prefill`` that was made already is not made again.
         """
+        stopwatch = Stopwatch() if stopwatch is None else stopwatch
         with stopwatch("prefill"):
             prefill = prefill or self.prefill(policy, batch)
         with stopwatch("select"):

@@ -21,7 +21,7 @@ def delta_net(seed=0, dtype=torch.float64, **options):
 
 
 def batch(lengths, width=None, vocab_size=23, seed=0, padding=0):
-    """Random rows of the given lengths; what is behind them is ``padding``."""
+    """Random rows of the given lengths; what comes after them is ``padding``."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths) if width is None else width
     tokens = torch.full((len(lengths), width), padding, dtype=torch.int64)

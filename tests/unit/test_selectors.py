@@ -20,7 +20,7 @@ PLAN = RolloutPlan(num_segments=4, rollouts_per_position=1, rollout_length=5)
 
 
 def make_entropy(lengths: list[int], padded: int | None = None, seed: int = 0) -> Tensor:
-    """Random entropies, NaN behind each row's tokens."""
+    """Random entropies, NaN after each row's tokens."""
     generator = torch.Generator().manual_seed(seed)
     entropy = torch.full((len(lengths), padded or max(lengths)), torch.nan)
     for row, length in enumerate(lengths):

@@ -1,17 +1,17 @@
 """Advantages: which rollouts are compared, and how."""
 
 from refine_pl.advantages.base import AdvantageEstimator, GroupBy
-from refine_pl.advantages.group_relative import GroupRelative, group_relative
-from refine_pl.advantages.groups import GroupStatistics, group_statistics
-from refine_pl.advantages.leave_one_out import LeaveOneOut, leave_one_out
+from refine_pl.advantages.group_relative import GroupRelative
+from refine_pl.advantages.groups import Groups, GroupStatistics, group, group_statistics
+from refine_pl.advantages.leave_one_out import LeaveOneOut
 
 __all__ = [
     "AdvantageEstimator",
     "GroupBy",
     "GroupRelative",
     "GroupStatistics",
+    "Groups",
     "LeaveOneOut",
-    "group_relative",
+    "group",
     "group_statistics",
-    "leave_one_out",
 ]

@@ -24,4 +24,9 @@ class AdvantageEstimator(nn.Module, ABC):
 
     @abstractmethod
     def estimate(self, rewards: Tensor, valid: Tensor) -> Tensor:
-        """Advantages of ``rewards [B, S, N]`` float32 where ``valid [B, S]``; 0 elsewhere."""
+        """How much better each rollout was: ``[B, S, N]`` float32.
+
+        Args:
+            rewards: ``[B, S, N]`` float32; what it holds where not valid is not read.
+            valid: ``[B, S]`` bool; the advantage is 0 elsewhere.
+        """

@@ -11,40 +11,11 @@ from refine_pl.advantages.base import AdvantageEstimator, GroupBy
 from refine_pl.advantages.groups import group
 
 
-def group_relative(
-    rewards: Tensor,
-    valid: Tensor,
-    group_by: GroupBy = "auto",
-    normalize_std: bool = True,
-    ddof: Literal[0, 1] = 1,
-    eps: float = 1e-6,
-) -> Tensor:
-    """``(R - mean) / (std + eps)`` over the valid members of each group.
-
-    Args:
-        rewards: ``[B, S, N]``; what it holds where not valid is not read.
-        valid: ``[B, S]`` bool.
-        group_by: see :func:`refine_pl.advantages.groups.group`.
-        normalize_std: divide by ``std + eps``; without it this is Dr. GRPO's.
-        ddof: the variance divides by (members - ddof).
-        eps: in the unit of the rewards.
-
-    Returns:
-        ``[B, S, N]`` float32. Exactly 0 where not valid, in a group of one, and among equals.
-    """
-    groups = group(rewards, valid, group_by)
-    advantages = groups.rewards - groups.mean()
-    if normalize_std:
-        advantages = advantages / (groups.std(ddof) + eps)
-    counts = groups.member & ~groups.zero_spread
-    return advantages.where(counts, 0.0).float()
-
-
 class GroupRelative(AdvantageEstimator):
     """A = (R - mean) / (std + eps) over the group; std divides by (members - ddof).
 
     The paper's advantage (GRPO): ``ddof`` 1 and ``eps`` 1e-6. A group of one, or of equal rewards,
-    gives 0.
+    gives exactly 0.
 
     Args:
         group_by: ``position`` compares the N rollouts of one position, ``sequence`` all rollouts of
@@ -67,7 +38,9 @@ class GroupRelative(AdvantageEstimator):
         self.eps = eps
 
     def estimate(self, rewards: Tensor, valid: Tensor) -> Tensor:
-        """Advantages of ``rewards [B, S, N]`` float32 where ``valid [B, S]``; 0 elsewhere."""
-        return group_relative(
-            rewards, valid, self.group_by, self.normalize_std, self.ddof, self.eps
-        )
+        """``[B, S, N]`` float32; arguments as in :meth:`AdvantageEstimator.estimate`."""
+        groups = group(rewards, valid, self.group_by)
+        advantages = groups.rewards - groups.mean()
+        if self.normalize_std:
+            advantages = advantages / (groups.std(self.ddof) + self.eps)
+        return groups.where_rewards_differ(advantages)

@@ -31,6 +31,10 @@ class Groups(NamedTuple):
         std = (squares / (self.num_members - ddof).clamp_min(1)).sqrt()
         return std.where(~self.zero_spread, 0.0)
 
+    def where_rewards_differ(self, advantages: Tensor) -> Tensor:
+        """``advantages`` in float32, exactly 0 where not valid and in groups without spread."""
+        return advantages.where(self.member & ~self.zero_spread, 0.0).float()
+
 
 def group(rewards: Tensor, valid: Tensor, group_by: GroupBy) -> Groups:
     """Sort rewards into groups.

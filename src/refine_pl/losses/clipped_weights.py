@@ -15,7 +15,7 @@ class ClippedWeights(PolicyLoss):
     (arXiv 2506.13585, Eq. 4 and 5).
 
     Args:
-        clip_ratio_low: how far below 1 a weight may fall; 1, as in the paper, is no bound.
+        clip_ratio_low: how far below 1 a weight may fall; 1, as in the paper, bounds nothing.
         clip_ratio_high: how far above 1 it may rise.
         counts: what the mean over an optimizer step is taken over: all rollout ``tokens`` alike; or
             ``sequences``, all rollouts alike, each with the mean of its own tokens.

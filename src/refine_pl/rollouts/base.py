@@ -14,7 +14,7 @@ from refine_pl.records import Batch, Positions, Prefill, RolloutPlan, Rollouts
 class RolloutGenerator(nn.Module, ABC):
     """Draws rollouts and replays them in the update.
 
-    The two sides belong together: how the prefix's state is had decides the cost of both.
+    The two sides belong together: how the prefix's state is made decides the cost of both.
     """
 
     @abstractmethod

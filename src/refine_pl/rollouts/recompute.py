@@ -126,6 +126,6 @@ class Recompute(RolloutGenerator):
 
 
 def _after(hidden: Tensor, prefix: Tensor, length: int) -> Tensor:
-    """``hidden [R, W, D]`` of the prefix's last token and the ``length`` tokens behind it."""
+    """``hidden [R, W, D]`` of the prefix's last token and the ``length`` tokens after it."""
     index = prefix[:, None] - 1 + torch.arange(length + 1, device=hidden.device)
     return hidden[torch.arange(len(prefix), device=hidden.device)[:, None], index]

@@ -20,7 +20,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
         ``[...]`` int64.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
-    # Scaling by the last entry keeps rounding from leaving a gap behind the last token.
+    # Scaling by the last entry keeps rounding from leaving a gap after the last token.
     threshold = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
     tokens = torch.searchsorted(cumulative, threshold, right=True)[..., 0]
     return tokens.clamp(max=logits.shape[-1] - 1)

@@ -22,7 +22,7 @@ from refine_pl.records import Positions, RolloutPlan
 class Candidates:
     """The tokens of each segment, and which of them may be a position."""
 
-    index: Tensor  # [B, S, M] int64, ascending; behind the segment's end it is not legal
+    index: Tensor  # [B, S, M] int64, ascending; after the end of its segment it is not legal
     legal: Tensor  # [B, S, M] bool
     score: Tensor  # [B, S, M] float64, smoothed entropy in nats; finite where legal
 
@@ -60,12 +60,12 @@ def smooth(entropy: Tensor, num_tokens: Tensor, rollout_length: int) -> Tensor:
     Windows at the ends of a row average the real tokens that they contain.
 
     Args:
-        entropy: ``[B, T]`` nats; what lies behind ``num_tokens`` is not read.
+        entropy: ``[B, T]`` nats; what comes after ``num_tokens`` is not read.
         num_tokens: ``[B]`` real tokens of each row.
         rollout_length: L, tokens.
 
     Returns:
-        ``[B, T]`` float64, nats; 0 behind ``num_tokens``.
+        ``[B, T]`` float64, nats; 0 after ``num_tokens``.
     """
     half = rollout_length // 2
     time = torch.arange(entropy.shape[1], device=entropy.device)
@@ -140,7 +140,7 @@ class PositionSelector(nn.Module, ABC):
 
         Args:
             entropy: ``[B, T]`` nats; ``entropy[b, t]`` is that of the token after ``x[0..t]``.
-                Finite for real tokens; what lies behind them may be NaN and changes nothing.
+                Finite for real tokens; what comes after them may be NaN and changes nothing.
             num_tokens: ``[B]`` real tokens of each row.
             plan: how many segments, and the rollout length in tokens.
             generator: the rows' random streams.
