@@ -5,7 +5,13 @@ import tiny
 import torch
 
 from refine_pl.advantages import GroupRelative
-from refine_pl.losses import ClippedPolicy, ntp_targets
+from refine_pl.losses import (
+    ClippedPolicy,
+    ClippedWeights,
+    Reinforce,
+    SequenceRatio,
+    ntp_targets,
+)
 from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import Counts, LossWeights, RefineStep
 from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
@@ -13,6 +19,7 @@ from refine_pl.rollouts import Forked, Recompute
 from refine_pl.selectors import Entropy
 from refine_pl.stopwatch import Stopwatch
 
+LOSSES = [ClippedPolicy(), SequenceRatio(), ClippedWeights(), Reinforce(counts="sequences")]
 WEIGHTS = LossWeights(ntp_weight=1.0, policy_weight=0.7, kl_weight=0.3)
 
 
@@ -109,6 +116,45 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(loss, whole[1], rtol=1e-6, atol=1e-6)
     for name, gradient in whole[3].items():
         torch.testing.assert_close(gradient, summed[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy_loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_micro_batches_add_up_whatever_the_policy_loss_counts(policy_loss):
+    """Rows of unequal length, some too short for a rollout, one by one and together."""
+    policy, reference = tiny.delta_net(seed=1), tiny.delta_net(seed=2)
+    step = make_step(Forked())
+    step.policy_loss = policy_loss
+    batch, plan = tiny.batch([150, 25, 81, 12]), RolloutPlan(4, 2, 3)
+
+    def drawn(rows):
+        return step.draw(policy, rows, plan, tiny.RowRandom(3, 0, rows.rows))
+
+    with torch.no_grad():
+        whole, rows = drawn(batch), [drawn(batch.narrow(i, i + 1)) for i in range(4)]
+        for parameter in policy.parameters():  # ratios leave 1
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    assert (whole.rollouts.valid.sum(1) == 0).any()
+    local = step.counts(whole)
+    assert torch.equal(torch.stack(local), sum(torch.stack(step.counts(row)) for row in rows))
+    rollouts = int(whole.rollouts.valid.sum()) * 2
+    assert local.rollout_tokens == 3 * rollouts
+    assert local.policy == (rollouts if policy_loss.counts == "sequences" else 3 * rollouts)
+    assert step.counts(batch) == (local.ntp_tokens, 0, 0)
+
+    counts = Counts(*(float(n) for n in local))
+    together = step.loss(policy, whole, counts, WEIGHTS, reference)
+    apart = [step.loss(policy, row, counts, WEIGHTS, reference) for row in rows]
+    torch.testing.assert_close(sum(made.total for made in apart), together.total)
+    names = {"ntp_loss": 0, "policy_loss": 1, "entropy": 2, "kl": 2}
+    for name, (total, count) in together.sums.items():
+        torch.testing.assert_close(
+            sum(made.sums[name][0] for made in apart), total, rtol=1e-6, atol=1e-6
+        )
+        assert sum(made.sums[name][1] for made in apart) == count
+        assert name not in names or count == local[names[name]]
+    means = {name: float(total / count) for name, (total, count) in together.sums.items()}
+    weighted = means["ntp_loss"] + 0.7 * means["policy_loss"] + 0.3 * means["kl"]
+    assert float(together.total.detach()) == pytest.approx(weighted)
 
 
 def test_plain_training_is_the_cross_entropy_of_the_sequences():
