@@ -8,6 +8,9 @@ import torch
 import yaml
 from command_line import GONE, resolved, run, write_config, write_documents
 
+from refine_pl.rewards import ExactMatch, FromFunction
+from refine_pl.training.module import RefineModule
+
 FUNCTION = "own_reward_functions.vowels"
 REWARDS = {
     "match": {"class_path": "refine_pl.rewards.ExactMatch"},
@@ -94,6 +97,17 @@ def test_nor_when_the_checkpoint_hides_it(workplace, rewards):
     assert outcome.code == 2
     said = " ".join(outcome.stderr.split())
     assert "function is os.system, which only the checkpoint names" in said
+
+
+def test_nor_does_loading_it_in_python(workplace, monkeypatch):
+    monkeypatch.syspath_prepend(workplace)
+    with pytest.raises(Exception, match=r"names own_reward_functions\.vowels as a reward function"):
+        RefineModule.load_from_checkpoint("run.ckpt")
+    assert "own_reward_functions" not in sys.modules
+    rewards = {"vowels": FromFunction(FUNCTION, weight=3.0)}
+    model = RefineModule.load_from_checkpoint("run.ckpt", rewards=rewards)
+    assert model.refine_step.reward.parts()["vowels"].weight == 3.0
+    assert RefineModule.load_from_checkpoint("run.ckpt", rewards={"match": ExactMatch()})
 
 
 def test_another_function_than_that_of_the_configuration_is_refused(workplace):

@@ -6,7 +6,9 @@ import importlib
 import inspect
 import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -17,6 +19,18 @@ from refine_pl.records import Rollouts
 from refine_pl.rewards.base import Reward
 
 Reads = Literal["texts", "records"]
+
+_REFUSED: ContextVar[bool] = ContextVar("_REFUSED", default=False)
+
+
+@contextmanager
+def functions_refused() -> Iterator[None]:
+    """Inside, no :class:`FromFunction` can be made: settings of a checkpoint are being used."""
+    token = _REFUSED.set(True)
+    try:
+        yield
+    finally:
+        _REFUSED.reset(token)
 
 
 class FromFunction(Reward):
@@ -42,6 +56,13 @@ class FromFunction(Reward):
 
     def __init__(self, function: str, reads: Reads = "texts", weight: float = 1.0) -> None:
         super().__init__(weight)
+        if _REFUSED.get():
+            raise ConfigError(
+                f"the checkpoint names {function} as a reward function, and would have it called",
+                where="FromFunction",
+                way_out="if you trust it, give the rewards yourself: "
+                f"rewards={{..., FromFunction({function!r})}}",
+            )
         check_choice("FromFunction", "reads", reads, get_args(Reads))
         self.function = function
         self.reads = reads

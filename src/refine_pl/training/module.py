@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -37,6 +37,7 @@ from refine_pl.parts import (
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import LossWeights, RefineStep
 from refine_pl.rewards import Reward
+from refine_pl.rewards.from_function import functions_refused
 from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
@@ -184,6 +185,12 @@ class RefineModule(MeasuredModule):
                 "phase": vars(self.phase),
             }
         )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Lightning's, but no function that the checkpoint names as a reward is called."""
+        with functions_refused():
+            return super().load_from_checkpoint(*args, **kwargs)
 
     # Start ---------------------------------------------------------------------------------------
 
