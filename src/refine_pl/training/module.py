@@ -60,6 +60,7 @@ from refine_pl.training.measured_module import MeasuredModule
 from refine_pl.training.phases import Phase, find_phase
 from refine_pl.training.processes import processes_of
 from refine_pl.training.reference import fit_reference
+from refine_pl.training.resuming import begin_next_epoch
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, shard
 from refine_pl.training.tally import Tally, logged_means
@@ -290,6 +291,7 @@ class RefineModule(MeasuredModule):
     def on_train_start(self) -> None:
         """The configuration decides over the optimizer's settings, not the checkpoint."""
         self._rate.restore(self._optimizer())
+        begin_next_epoch(self.trainer)
         stepper = self.optimizers()
         assert not isinstance(stepper, list)
         self._updater = self.make_updater(
