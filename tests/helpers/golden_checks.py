@@ -5,6 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from refine_pl.backbones.pretrained import class_fields
+
 FOLDER = Path(__file__).parents[1] / "golden"
 
 
@@ -13,8 +15,7 @@ def config(name):
 
 
 def build(backbone, name, **options):
-    fields = {k: v for k, v in config(name).items() if k not in ("architectures", "model_type")}
-    policy = backbone(**fields | options)
+    policy = backbone(**class_fields(config(name), name) | options)
     policy.load_state_dict(load_file(FOLDER / name / "model.safetensors"))
     return policy
 

@@ -5,16 +5,13 @@ import tiny
 import torch
 
 from refine_pl.backbones import LaCT
-from refine_pl.errors import ConfigError
+from refine_pl.backbones.pretrained import build
+from refine_pl.errors import CheckpointError, ConfigError
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"hidden_act": "gelu"},
-        {"ttt_loss_type": "l2"},
-        {"lr_parameterization": "linear"},
-        {"elementwise_affine": False},
         {"newton_schulz_dtype": "float16"},
         {"num_attn_heads": 3},
         {"num_attn_heads": 16},
@@ -30,11 +27,26 @@ def test_what_would_be_wrong_is_refused(options):
         tiny.lact(**options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("ttt_loss_type", "l2"),
+        ("lr_parameterization", "linear"),
+        ("elementwise_affine", False),
+    ],
+)
+def test_published_fields_of_one_value_are_refused_with_another(name, value):
+    config = tiny.lact().config() | {name: value}
+    with pytest.raises(CheckpointError, match=f"{name}={value!r} is not supported"):
+        build(config, "config.json")
+
+
 def test_fields_without_effect_change_nothing():
     batch = tiny.batch([30])
     first = tiny.lact(dtype=torch.float32)
-    options = {"fp32_states": True, "use_fused_kernel": True, "fuse_norm": False}
-    second = tiny.lact(dtype=torch.float32, last_layer_fuse_norm=False, **options)
+    idle = {"fp32_states": True, "use_fused_kernel": True, "last_layer_fuse_norm": False}
+    second = tiny.lact(dtype=torch.float32, idle=idle)
     assert torch.equal(first(batch.tokens).hidden, second(batch.tokens).hidden)
     assert second.config()["fp32_states"] is True
 

@@ -9,18 +9,21 @@ from refine_pl.backbones.base import (
     State,
     StateTrail,
 )
-from refine_pl.backbones.delta_net import DeltaNet
-from refine_pl.backbones.gated_delta_net import GatedDeltaNet
-from refine_pl.backbones.lact import LaCT
+from refine_pl.backbones.delta_net import DeltaNet, DeltaNetOptions
+from refine_pl.backbones.gated_delta_net import GatedDeltaNet, GatedDeltaNetOptions
+from refine_pl.backbones.lact import LaCT, LaCTOptions
 from refine_pl.backbones.pretrained import load_pretrained, save_pretrained
 
 __all__ = [
     "DeltaNet",
+    "DeltaNetOptions",
     "FastWeightLM",
     "Forks",
     "GatedDeltaNet",
+    "GatedDeltaNetOptions",
     "LMOutput",
     "LaCT",
+    "LaCTOptions",
     "LayerState",
     "LayerTrail",
     "State",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from refine_kernels.backends import FlaBackend
@@ -18,10 +21,67 @@ from refine_kernels.delta_rule import (
 )
 from refine_kernels.short_conv import conv_tail_at, short_conv
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
-from refine_pl.backbones.stack import Mixer
+from refine_pl.backbones.options import StackOptions
+from refine_pl.backbones.stack import Mixer, RMSNorm
 
 # Rows that continue a state by fewer tokens than this keep their writes beside the state.
 SHORT = 16
+
+_NO_TAILS = (None, None, None)  # of the convolutions of q, k and v
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaRuleOptions(StackOptions):
+    """Options of every model whose mixer is a delta rule.
+
+    Args:
+        num_heads: heads of q and k.
+        expand_v: width of the values.
+        use_gate: gate the output.
+        use_short_conv: convolve q, k and v.
+        conv_size: taps of the convolutions.
+        allow_neg_eigval: write strengths up to 2 instead of 1.
+        backend: of the recurrence; auto takes fla's kernels on CUDA in 16 bits, torch otherwise.
+    """
+
+    fixed: ClassVar = {
+        **StackOptions.fixed,
+        "attn": ((None,), "layers of softmax attention have no fixed-size state"),
+        "use_l2warp": ((False,), "it changes the gradient of the loss"),
+        "attnres_block_size": ((None,), "it changes the residuals"),
+    }
+    without_effect: ClassVar = {
+        **StackOptions.without_effect,
+        "attn_mode": "chunk",
+        "fuse_linear_cross_entropy": False,
+    }
+
+    num_heads: PositiveInt
+    expand_v: PositiveFloat
+    use_gate: bool
+    use_short_conv: bool = True
+    conv_size: PositiveInt = 4
+    allow_neg_eigval: bool = False
+    backend: FlaBackend = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.key_width * self.value_width * self.value_heads > 0  # each checks itself
+
+    @property
+    @abstractmethod
+    def key_width(self) -> int:
+        """Of a head of q and k."""
+
+    @property
+    @abstractmethod
+    def value_width(self) -> int:
+        """Of a head of v."""
+
+    @property
+    def value_heads(self) -> int:
+        """Heads of v."""
+        return self.num_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,55 +159,78 @@ class ShortConv(nn.Module):
 
 
 class DeltaRuleMixer(Mixer):
-    """Projections, convolutions, the delta rule, an output norm and projection.
+    """Projections, convolutions, the delta rule, a gated output norm and a projection.
 
-    Subclasses create the projections and say what enters the recurrence and what leaves it. All
-    rows, sequences and forks, are projected at once; the recurrence of the sequences comes first,
-    and the forks start from its states.
+    Subclasses say how strongly a token writes and how much it forgets (:meth:`add_strengths` and
+    :meth:`strengths`), and what happens to q and k (:meth:`activate`). All rows, sequences and
+    forks, are projected at once; the recurrence of the sequences comes first, and the forks start
+    from its states.
+
+    Args:
+        options: of the model.
+        silu_qk: q and k are activated by SiLU, as v is.
     """
 
-    normalize_qk: bool
-    backend: FlaBackend
-    q_conv1d: ShortConv | None
-    k_conv1d: ShortConv | None
-    v_conv1d: ShortConv | None
+    def __init__(self, options: DeltaRuleOptions, silu_qk: bool = True) -> None:
+        super().__init__()
+        hidden_size, width = options.hidden_size, options.conv_size
+        self.num_heads, self.num_value_heads = options.num_heads, options.value_heads
+        self.key_width, self.value_width = options.key_width, options.value_width
+        key_size = self.num_heads * self.key_width
+        value_size = self.num_value_heads * self.value_width
+        self.silu_qk, self.normalize_qk = silu_qk, True
+        self.activate_gate: Callable[[Tensor], Tensor] = F.silu
+        self.strength_scale = 2.0 if options.allow_neg_eigval else 1.0
+        self.backend: FlaBackend = options.backend
+        self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
+        self.add_strengths(options)
+        self.has_convs = options.use_short_conv
+        if self.has_convs:
+            self.q_conv1d = ShortConv(key_size, width, silu_qk)
+            self.k_conv1d = ShortConv(key_size, width, silu_qk)
+            self.v_conv1d = ShortConv(value_size, width, True)
+        self.g_proj = nn.Linear(hidden_size, value_size, bias=False) if options.use_gate else None
+        self.o_norm = RMSNorm(self.value_width, options.norm_eps)
+        self.o_proj = nn.Linear(value_size, hidden_size, bias=False)
 
     @abstractmethod
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """``x [M, D]`` to q, k, v before the convolutions, ``beta [M, H]``, ``log_decay``."""
+    def add_strengths(self, options: DeltaRuleOptions) -> None:
+        """Create the parameters of :meth:`strengths`."""
 
     @abstractmethod
-    def enter(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v behind the convolutions ``[R, t, channels]`` to ``[R, t, H, width]``."""
+    def strengths(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of ``x [M, D]`` the write strengths ``[M, H]``, 0 to 1, and the log-decay ``[M, H]``."""
 
     @abstractmethod
-    def leave(self, output: Tensor, x: Tensor) -> Tensor:
-        """The recurrence's output ``[M, H, V]`` and the mixer's input to ``[M, D]``."""
+    def activate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """``q, k [R, t, heads, K]`` as they enter the recurrence, one head for each of v's."""
 
     def forward(
         self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
     ) -> tuple[Tensor, DeltaRuleState, DeltaRuleLayerTrail | None]:
         """Mix tokens; see :class:`Mixer`."""
         assert state is None or isinstance(state, DeltaRuleState)
-        *qkv, beta, log_decay = self.project(x)
+        beta, log_decay = self.strengths(x)
+        qkv = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
         pairs = [layout.split(part) for part in qkv]
-        betas = layout.split(beta)
-        decays = (None, None) if log_decay is None else layout.split(log_decay)
-        main_beta, main_decay = betas[0], decays[0]
+        main = [pair[0] for pair in pairs]
+        main_beta, fork_beta = layout.split(beta * self.strength_scale)
+        main_decay, fork_decay = (None, None) if log_decay is None else layout.split(log_decay)
         if layout.mask is not None:  # a token that writes nothing and forgets nothing
             main_beta = main_beta * layout.mask[..., None].to(main_beta.dtype)
             if main_decay is not None:
                 main_decay = main_decay * layout.mask[..., None].to(main_decay.dtype)
-
-        main = [pair[0] for pair in pairs]
-        tails = None if state is None or not state.tails else state.tails
-        inputs = RuleInputs(*self._convolve(main, tails), main_beta, main_decay)
+        tails = () if state is None else state.tails
+        inputs = RuleInputs(*self._enter(main, tails), main_beta, main_decay)
+        convs = self._conv_inputs(main, tails)
         short = layout.length < SHORT and not keep_trail and layout.forks is None
+        trail = None
         if state is not None and short:
             output, rule_state = delta_rule_shared(
                 *inputs, state.rule, normalize_qk=self.normalize_qk
             )
-            trail = None
         else:
             result = delta_rule(
                 *inputs,
@@ -157,43 +240,49 @@ class DeltaRuleMixer(Mixer):
                 backend=self.backend,
             )
             output, rule_state = result.output, SharedState(result.state)
-            trail = DeltaRuleLayerTrail(result, self._conv_inputs(main, tails))
+            trail = DeltaRuleLayerTrail(result, convs)
         end = layout.num_tokens[:, None]
-        after = DeltaRuleState(rule_state, tuple(c.at(end) for c in self._conv_inputs(main, tails)))
-
+        after = DeltaRuleState(rule_state, tuple(conv.at(end) for conv in convs))
         fork_output = None
         if layout.forks is not None and trail is not None:
             forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])
-            fork = [part for _, part in pairs if part is not None]
-            assert betas[1] is not None
-            fork_inputs = RuleInputs(
-                *self._convolve(fork, forked.tails or None), betas[1], decays[1]
-            )
+            fork = [pair[1] for pair in pairs if pair[1] is not None]
+            assert fork_beta is not None
+            fork_inputs = RuleInputs(*self._enter(fork, forked.tails), fork_beta, fork_decay)
             fork_output, _ = delta_rule_shared(
                 *fork_inputs, forked.rule, normalize_qk=self.normalize_qk
             )
-        y = self.leave(layout.join(output, fork_output), x)
+        y = self._leave(layout.join(output, fork_output), x)
         return y, after, trail if keep_trail else None
 
     def _convs(self) -> list[ShortConv]:
-        return [c for c in (self.q_conv1d, self.k_conv1d, self.v_conv1d) if c is not None]
-
-    def _convolve(
-        self, parts: list[Tensor], tails: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        convs = self._convs()
-        if convs:
-            parts = [
-                conv(part, None if tails is None else tails[i])
-                for i, (conv, part) in enumerate(zip(convs, parts, strict=True))
-            ]
-        q, k, v = parts
-        return self.enter(q, k, v)
+        return [self.q_conv1d, self.k_conv1d, self.v_conv1d] if self.has_convs else []
 
     def _conv_inputs(
-        self, parts: list[Tensor], tails: tuple[Tensor, ...] | None
+        self, parts: Sequence[Tensor], tails: Sequence[Tensor | None]
     ) -> tuple[_ConvInput, ...]:
-        return tuple(
-            _ConvInput(part, None if tails is None else tails[i], conv.weight.shape[-1])
-            for i, (conv, part) in enumerate(zip(self._convs(), parts, strict=False))
-        )
+        convs = zip(self._convs(), parts, tails or _NO_TAILS, strict=False)
+        return tuple(_ConvInput(part, tail, c.weight.shape[-1]) for c, part, tail in convs)
+
+    def _enter(
+        self, parts: Sequence[Tensor], tails: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projections ``[R, t, channels]`` to q, k and v of the recurrence ``[R, t, H, width]``."""
+        if self.has_convs:  # they bring their own SiLU
+            convs = zip(self._convs(), parts, tails or _NO_TAILS, strict=True)
+            q, k, v = (conv(part, tail) for conv, part, tail in convs)
+        else:
+            q, k, v = parts
+            v = F.silu(v)
+            if self.silu_qk:
+                q, k = F.silu(q), F.silu(k)
+        q = q.unflatten(-1, (self.num_heads, self.key_width))
+        k = k.unflatten(-1, (self.num_heads, self.key_width))
+        return *self.activate(q, k), v.unflatten(-1, (self.num_value_heads, self.value_width))
+
+    def _leave(self, output: Tensor, x: Tensor) -> Tensor:
+        """The recurrence's output ``[M, H, V]`` and the mixer's input to ``[M, D]``."""
+        output = self.o_norm(output)
+        if self.g_proj is not None:
+            output = output * self.activate_gate(self.g_proj(x).view_as(output))
+        return self.o_proj(output.flatten(-2))

@@ -17,12 +17,12 @@ from refine_kernels.backends import CompiledBackend
 from refine_kernels.lact_update import (
     FastTokens,
     FastWeights,
-    UpdateRule,
     lact_update,
     row_norms,
 )
 from refine_kernels.window_attention import window_attention
 from refine_pl.backbones.base import LayerState, TokenLayout
+from refine_pl.backbones.lact_options import LaCTOptions
 from refine_pl.backbones.lact_state import LaCTState, LaCTTrail, no_tokens
 from refine_pl.backbones.rope import rotate, rotations
 from refine_pl.backbones.stack import Mixer, RMSNorm
@@ -70,56 +70,33 @@ class _Projected(NamedTuple):
 
 
 class LaCTMixer(Mixer):
-    """The mixer of one LaCT layer. Arguments as in :class:`LaCT`."""
+    """The mixer of one LaCT layer."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        num_attn_heads: int,
-        num_lact_heads: int,
-        inter_multi: float,
-        window_size: int,
-        qkv_bias: bool,
-        attn_qk_norm: bool,
-        qkv_silu: bool,
-        no_v_silu: bool,
-        lr_dim: int,
-        use_momentum: bool,
-        learnable_ttt_scale: bool,
-        ttt_nope: bool,
-        w0_w2_low_rank: int,
-        fw_init_gain: float,
-        rope_theta: float,
-        rule: UpdateRule,
-        backend: CompiledBackend,
-    ) -> None:
+    def __init__(self, options: LaCTOptions) -> None:
         super().__init__()
-        self.backend: CompiledBackend = backend
-        self.num_heads, self.num_fast_heads = num_attn_heads, num_lact_heads
-        self.head_width = hidden_size // num_attn_heads
-        self.fast_width = hidden_size // num_lact_heads
-        self.window, self.rule, self.theta = window_size, rule, rope_theta
-        self.silu_qk, self.silu_v = qkv_silu, qkv_silu and not no_v_silu
-        self.rotate_fast = not ttt_nope
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
-        self.q_norm = RMSNorm(hidden_size, _NORM_EPS) if attn_qk_norm else None
-        self.k_norm = RMSNorm(hidden_size, _NORM_EPS) if attn_qk_norm else None
+        hidden_size, fast_heads = options.hidden_size, options.num_lact_heads
+        self.backend: CompiledBackend = options.backend
+        self.num_fast_heads, self.head_width = fast_heads, options.head_width
+        self.window, self.rule, self.theta = options.window_size, options.rule, options.rope_theta
+        self.silu_qk = options.qkv_silu
+        self.silu_v = options.qkv_silu and not options.no_v_silu
+        self.rotate_fast = not options.ttt_nope
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=options.qkv_bias)
+        self.q_norm = RMSNorm(hidden_size, _NORM_EPS) if options.attn_qk_norm else None
+        self.k_norm = RMSNorm(hidden_size, _NORM_EPS) if options.attn_qk_norm else None
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        inner = int(self.fast_width * inter_multi)
-        self.w0 = _initial(num_lact_heads, inner, self.fast_width, w0_w2_low_rank, fw_init_gain)
-        self.w2 = _initial(num_lact_heads, inner, self.fast_width, w0_w2_low_rank, fw_init_gain)
-        self.w1 = _plain(num_lact_heads, self.fast_width, inner)
-        self.lr_proj = nn.Linear(hidden_size, 3 * lr_dim * num_lact_heads)
+        self.w0, self.w2 = _initial(options), _initial(options)
+        self.w1 = _plain(fast_heads, options.fast_width, options.inner_width)
+        self.lr_proj = nn.Linear(hidden_size, 3 * options.lr_dim * fast_heads)
         self.qk_scale = nn.Parameter(torch.ones(hidden_size, 2))
         self.qk_offset = nn.Parameter(torch.zeros(hidden_size, 2))
-        self.ttt_norm = RMSNorm(self.fast_width, _NORM_EPS)
+        self.ttt_norm = RMSNorm(options.fast_width, _NORM_EPS)
         self.ttt_scale_proj = (
-            nn.Linear(hidden_size, num_lact_heads) if learnable_ttt_scale else None
+            nn.Linear(hidden_size, fast_heads) if options.learnable_ttt_scale else None
         )
         self.momentum_proj = (
-            nn.Sequential(nn.Linear(hidden_size, num_lact_heads), nn.Sigmoid())
-            if use_momentum
+            nn.Sequential(nn.Linear(hidden_size, fast_heads), nn.Sigmoid())
+            if options.use_momentum
             else None
         )
 
@@ -240,12 +217,12 @@ def _projected(parts: Sequence[Tensor | None], momentum: Tensor | None) -> _Proj
     return _Projected(q, k, v, fast_q, FastTokens(fast_k, fast_v, rates, momentum))
 
 
-def _initial(
-    heads: int, rows: int, columns: int, rank: int, gain: float
-) -> LowRankFastWeight | nn.Parameter:
-    if rank > 0:
-        return LowRankFastWeight(heads, rows, columns, rank, gain)
-    return _plain(heads, rows, columns)
+def _initial(options: LaCTOptions) -> LowRankFastWeight | nn.Parameter:
+    """A fresh ``w0`` or ``w2``."""
+    shape = options.num_lact_heads, options.inner_width, options.fast_width
+    if options.w0_w2_low_rank > 0:
+        return LowRankFastWeight(*shape, options.w0_w2_low_rank, options.fw_init_gain)
+    return _plain(*shape)
 
 
 def _plain(heads: int, rows: int, columns: int) -> nn.Parameter:

@@ -5,7 +5,6 @@ Weights are data here: nothing of a checkpoint is ever run.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
@@ -19,15 +18,10 @@ from torch import Tensor
 
 from refine_kernels.backends import Backend
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.backbones.options import require
+from refine_pl.backbones.stack import MODELS, StackedLM
 from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
 from refine_pl.errors import CheckpointError, ConfigError, nearest
-
-# model_type: where the class is
-CLASSES = {
-    "delta_net": "refine_pl.backbones.delta_net.DeltaNet",
-    "gated_deltanet": "refine_pl.backbones.gated_delta_net.GatedDeltaNet",
-    "lact_swiglu": "refine_pl.backbones.lact.LaCT",
-}
 
 # What every configuration file may carry, and no model here reads.
 _BOOKKEEPING = {
@@ -39,9 +33,6 @@ _BOOKKEEPING = {
     "torch_dtype",
     "transformers_version",
 }
-
-# Weights that earlier published code kept and never used.
-_UNUSED = {"gated_deltanet": r"model\.layers\.\d+\.attn\.D"}
 
 
 def load_pretrained(
@@ -66,41 +57,55 @@ def load_pretrained(
     """
     folder = find_folder(path_or_name, revision)
     config = read_json(folder / CONFIG)
-    options: dict[str, Any] = {"activation_checkpointing": activation_checkpointing}
     cls = model_class(config, folder / CONFIG)
-    allowed = get_args(get_type_hints(cls.__init__).get("backend", Literal["auto"]))
+    own: dict[str, Any] = {"activation_checkpointing": activation_checkpointing}
+    hints = get_type_hints(cls.options_class)
+    allowed = get_args(hints.get("backend", Literal["auto"]))
     if backend not in allowed:
         raise ConfigError(f"{cls.__name__} has no backend {backend!r}", allowed=", ".join(allowed))
-    if backend != "auto":
-        options["backend"] = backend
-    policy = build(config, folder / CONFIG, **options)
+    if "backend" in hints:
+        own["backend"] = backend
+    policy = build(config, folder / CONFIG, **own)
     weights = {name: tensor.float() for name, tensor in read_weights(folder).items()}
-    weights = _without_unused(weights, config["model_type"], folder)
+    weights = _without_unused(weights, cls.options_class.unused_weights, folder)
     if policy.tied:
         _tie(weights, folder)
-    check_weights(policy, weights, folder)
+    return load_weights(policy, weights, folder).requires_grad_(True)
+
+
+def load_weights(policy: StackedLM, weights: Mapping[str, Tensor], where: Path | str) -> StackedLM:
+    """The policy, made on the meta device, with these very tensors as its weights.
+
+    Args:
+        policy: takes the tensors.
+        weights: one for each of the policy's.
+        where: for messages.
+
+    Raises:
+        CheckpointError: listing what is missing, unexpected or of another shape.
+    """
+    check_weights(policy, weights, where)
     policy.load_state_dict(weights, assign=True)
     if policy.tied:
         policy.tie()
-    return policy.requires_grad_(True)
+    return policy
 
 
-def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> Any:
+def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> StackedLM:
     """The model that a configuration describes, on the meta device: without any weights.
 
     Args:
         config: published fields, ``model_type`` among them.
         where: the file, for messages.
-        options: arguments that are not published.
+        options: options that are not published.
 
     Raises:
         CheckpointError: another kind of model, or options that it does not have.
     """
     cls = model_class(config, where)
-    fields = class_fields(config, where)
     try:
         with torch.device("meta"):  # no random weights are drawn, no memory is taken twice
-            return cls(**fields, **options)
+            return cls(**class_fields(config, where) | options)
     except ConfigError as error:
         raise CheckpointError(
             error.what, where=str(where), allowed=error.allowed, way_out=error.way_out
@@ -148,16 +153,15 @@ def model_class(config: Mapping[str, Any], where: Path | str) -> Any:
         CheckpointError: there is none.
     """
     kind = config.get("model_type")
-    if kind not in CLASSES:
-        close = nearest(str(kind), CLASSES)
+    if kind not in MODELS:
+        close = nearest(str(kind), MODELS)
         raise CheckpointError(
-            f"model_type {kind!r} is no fast-weight model that is known here",
+            f"model_type {kind!r} is not a fast-weight model that is known here",
             where=str(where),
-            allowed=", ".join(sorted(CLASSES)),
+            allowed=", ".join(sorted(MODELS)),
             way_out=f"did you mean {close}?" if close else None,
         )
-    module, name = CLASSES[kind].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
+    return MODELS[kind]
 
 
 def check_weights(policy: FastWeightLM, weights: Mapping[str, Tensor], where: Path | str) -> None:
@@ -197,36 +201,45 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
 
     Raises:
         CheckpointError: an option is on that the class does not know.
+        ConfigError: a field has a value that the class would get wrong.
     """
     cls = model_class(config, where)
-    known = set(inspect.signature(cls).parameters)
-    options = {name: value for name, value in config.items() if name in known}
-    idle: list[str] = []
+    options = cls.options_class
+    known = inspect.signature(options).parameters
+    given, idle = {}, {}
+    off: list[str] = []
     unknown: list[str] = []
     for name, value in config.items():
-        if name in known or name in _BOOKKEEPING:
-            continue
-        # None, False and empty turn an option off; what was never on changes nothing.
-        (unknown if value or (value == 0 and value is not False) else idle).append(name)
+        if name in known:
+            given[name] = value
+        elif name in options.fixed:
+            require(name, value, *options.fixed[name])
+        elif name in options.without_effect:
+            if value != options.without_effect[name]:
+                idle[name] = value
+        elif name not in _BOOKKEEPING:
+            # None, False and empty turn an option off; what was never on changes nothing.
+            (unknown if value or (value == 0 and value is not False) else off).append(name)
     if unknown:
         listed = ", ".join(f"{name}={config[name]!r}" for name in unknown)
-        close = nearest(unknown[0], known)
+        close = nearest(unknown[0], {*known, *options.fixed, *options.without_effect})
         raise CheckpointError(
             f"{cls.__name__} does not know {listed}, which may change what it computes",
             where=str(where),
             allowed="the published options of this model_type",
             way_out=f"did you mean {close}?" if close else "remove it if it has no effect",
         )
-    if idle:
+    if off:
         warnings.warn(
-            f"{where}: {cls.__name__} does not know {', '.join(idle)}; they are off there",
+            f"{where}: {cls.__name__} does not know {', '.join(off)}; they are off there",
             stacklevel=3,
         )
-    return options
+    return given | {"idle": idle} if idle else given
 
 
-def _without_unused(weights: dict[str, Tensor], kind: str, where: Path | str) -> dict[str, Tensor]:
-    pattern = _UNUSED.get(kind)
+def _without_unused(
+    weights: dict[str, Tensor], pattern: str | None, where: Path | str
+) -> dict[str, Tensor]:
     unused = [name for name in weights if pattern and re.fullmatch(pattern, name)]
     if unused:
         warnings.warn(

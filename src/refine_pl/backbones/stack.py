@@ -7,9 +7,10 @@ A backbone supplies the mixer, the part that carries a state.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,9 @@ from refine_pl.backbones.base import (
     TokenLayout,
 )
 from refine_pl.backbones.head import VocabHead
-from refine_pl.errors import ConfigError
+from refine_pl.backbones.options import StackOptions
+
+O = TypeVar("O", bound=StackOptions)
 
 
 class RMSNorm(nn.Module):
@@ -57,12 +60,6 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def intermediate_size_for(hidden_size: int, hidden_ratio: float | None) -> int:
-    """The published rule: two thirds of ``hidden_ratio`` widths, rounded up to 256."""
-    wanted = int(hidden_size * (4 if hidden_ratio is None else hidden_ratio) * 2 / 3)
-    return 256 * -(-wanted // 256)
-
-
 class Mixer(nn.Module, ABC):
     """The part of a block that reads other tokens, through a state."""
 
@@ -86,12 +83,12 @@ class Mixer(nn.Module, ABC):
 class Block(nn.Module):
     """One layer."""
 
-    def __init__(self, mixer: Mixer, hidden_size: int, intermediate_size: int, eps: float) -> None:
+    def __init__(self, mixer: Mixer, options: StackOptions) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(hidden_size, eps)
+        self.attn_norm = RMSNorm(options.hidden_size, options.norm_eps)
         self.attn = mixer  # the published name
-        self.mlp_norm = RMSNorm(hidden_size, eps)
-        self.mlp = SwiGLU(hidden_size, intermediate_size)
+        self.mlp_norm = RMSNorm(options.hidden_size, options.norm_eps)
+        self.mlp = SwiGLU(options.hidden_size, options.mlp_width)
 
     def forward(
         self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
@@ -105,59 +102,54 @@ class Block(nn.Module):
 class _Trunk(nn.Module):
     """Holds the parameters that the published checkpoints keep under ``model.``."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, layers: list[Block], eps: float) -> None:
+    def __init__(self, layers: list[Block], options: StackOptions) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(vocab_size, hidden_size)
+        self.embeddings = nn.Embedding(options.vocab_size, options.hidden_size)
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(hidden_size, eps)
+        self.norm = RMSNorm(options.hidden_size, options.norm_eps)
+
+
+# The class of each model_type. Every subclass of StackedLM with options of its own is one of them.
+MODELS: dict[str, type[StackedLM]] = {}
 
 
 class StackedLM(FastWeightLM):
     """A stack of blocks around one kind of mixer.
 
+    A model names its options in ``options_class``, and its own ``__init__`` makes them of keyword
+    arguments, so that the fields of the dataclass are its arguments, in Python and in YAML:
+
+        class Mine(StackedLM):
+            options_class = MyOptions
+
+            def __init__(self, **fields: Any) -> None:
+                super().__init__(MyOptions(**fields), MyMixer)
+
     Args:
-        make_mixer: called once for each layer.
-        vocab_size: number of tokens.
-        hidden_size: model width ``D``.
-        num_hidden_layers: number of blocks.
-        intermediate_size: width of the MLP.
-        norm_eps: of the norms.
-        tie_word_embeddings: use the embeddings as the head's weight.
-        initializer_range: standard deviation of fresh weights.
-        activation_checkpointing: keep only each block's input, and run the block again in the
-            backward pass.
-        fields: the configuration, for :meth:`config`.
+        options: of the model.
+        make_mixer: called with the options once for each layer.
     """
 
-    def __init__(
-        self,
-        make_mixer: Callable[[], Mixer],
-        *,
-        vocab_size: int,
-        hidden_size: int,
-        num_hidden_layers: int,
-        intermediate_size: int,
-        norm_eps: float,
-        tie_word_embeddings: bool,
-        initializer_range: float,
-        activation_checkpointing: bool,
-        fields: dict[str, Any],
-    ) -> None:
+    options_class: ClassVar[type[StackOptions]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "options_class" in vars(cls):
+            cls.__signature__ = inspect.signature(cls.options_class)  # type: ignore[attr-defined]
+            MODELS[cls.options_class.model_type] = cls
+
+    def __init__(self, options: O, make_mixer: Callable[[O], Mixer]) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.activation_checkpointing = activation_checkpointing
-        self._fields = {name: _plain(value) for name, value in fields.items()}
-        blocks = [
-            Block(make_mixer(), hidden_size, intermediate_size, norm_eps)
-            for _ in range(num_hidden_layers)
-        ]
-        self.model = _Trunk(vocab_size, hidden_size, blocks, norm_eps)
-        self.lm_head = VocabHead(hidden_size, vocab_size)
-        self.tied = tie_word_embeddings
+        self.options: StackOptions = options
+        self.vocab_size, self.hidden_size = int(options.vocab_size), int(options.hidden_size)
+        self.activation_checkpointing = options.activation_checkpointing
+        blocks = [Block(make_mixer(options), options) for _ in range(options.num_hidden_layers)]
+        self.model = _Trunk(blocks, options)
+        self.lm_head = VocabHead(self.hidden_size, self.vocab_size)
+        self.tied = options.tie_word_embeddings
         if self.tied:
             self.tie()
-        self._initialize(initializer_range)
+        self._initialize(options.initializer_range)
 
     def tie(self) -> None:
         """Use the embeddings as the head's weight."""
@@ -178,7 +170,7 @@ class StackedLM(FastWeightLM):
 
     def config(self) -> dict[str, Any]:
         """The configuration fields under their published names, ``model_type`` among them."""
-        return dict(self._fields)
+        return self.options.config()
 
     def forward(
         self,
@@ -213,14 +205,6 @@ class StackedLM(FastWeightLM):
         )
 
 
-def _plain(value: Any) -> Any:
-    """A number of a restricted type, as the parser makes them, as a plain one."""
-    for kind in (bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
-
-
 def _shape(forks: Forks | None) -> torch.Size:
     assert forks is not None
     return forks.tokens.shape
@@ -242,13 +226,3 @@ def _layout(
         fork_tokens = forks.tokens.masked_fill(~forks.valid[:, :, None, None], 0)
         flat = torch.cat([flat, fork_tokens.flatten()])
     return TokenLayout(batch, length, num_tokens, mask, forks), flat
-
-
-def require(name: str, value: object, allowed: tuple[object, ...], why: str) -> None:
-    """Refuse a published option whose value this implementation would get wrong."""
-    if value not in allowed:
-        raise ConfigError(
-            f"{name}={value!r} is not supported: {why}",
-            where=f"backbone option {name}",
-            allowed=", ".join(repr(option) for option in allowed),
-        )

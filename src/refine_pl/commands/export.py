@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from refine_pl.backbones import FastWeightLM
-from refine_pl.backbones.pretrained import build, check_weights, save_pretrained
+from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
@@ -100,13 +100,7 @@ def read_policy(ckpt_path: str) -> FastWeightLM:
             allowed="a checkpoint written by `refine-pl fit`",
         )
     weights = _weights(checkpoint, Path(ckpt_path))
-    policy = build(config, ckpt_path)
-    check_weights(policy, weights, ckpt_path)
-    policy.load_state_dict(weights, assign=True)
-    if policy.tied:
-        policy.tie()
-    read: FastWeightLM = policy
-    return read
+    return load_weights(build(config, ckpt_path), weights, ckpt_path)
 
 
 def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,133 @@
+"""What every backbone's options share. A model's options are the fields of its ``config.json``.
+
+One dataclass per model states each field and its default once: the constructor, the YAML keys,
+``config.json`` and the export are all made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from refine_pl.errors import ConfigError, nearest
+
+# Options of this project's own: they are not written to config.json.
+_UNPUBLISHED = ("activation_checkpointing", "backend", "idle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """Options of every stack of blocks.
+
+    Subclasses add fields, under their published names, and set the class attributes: ``model_type``
+    and ``architecture``, as published; ``fixed``, published fields of which only the first of the
+    given values is meant, and why; ``without_effect``, published fields that change nothing here,
+    with their published defaults; ``unused_weights``, a pattern of weights that are left out.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: model width ``D``.
+        num_hidden_layers: number of blocks.
+        hidden_ratio: MLP width in model widths (times two thirds, rounded up to 256).
+        intermediate_size: MLP width; computed from ``hidden_ratio`` if left out.
+        norm_eps: of the blocks' norms.
+        tie_word_embeddings: use the embeddings as the head's weight.
+        initializer_range: standard deviation of fresh weights.
+        bos_token_id: written to exported configurations.
+        eos_token_id: written to exported configurations.
+        pad_token_id: written to exported configurations; padding here is by length.
+        max_position_embeddings: written to exported configurations; any length can be read.
+        activation_checkpointing: keep only each block's input, and run the block again in the
+            backward pass.
+        idle: published fields without effect here, where they differ from their defaults; they are
+            kept for the export.
+
+    Raises:
+        ConfigError: a value that this implementation would get wrong.
+    """
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    fixed: ClassVar[dict[str, tuple[tuple[object, ...], str]]] = {
+        "hidden_act": (("swish", "silu"), "the MLP is a SwiGLU"),
+    }
+    without_effect: ClassVar[dict[str, Any]] = {
+        "use_cache": True,
+        "fuse_norm": True,
+        "fuse_swiglu": True,
+        "fuse_cross_entropy": True,
+    }
+    unused_weights: ClassVar[str | None] = None
+
+    vocab_size: PositiveInt = 32000
+    hidden_size: PositiveInt = 2048
+    num_hidden_layers: PositiveInt = 24
+    hidden_ratio: PositiveFloat | None = 4
+    intermediate_size: PositiveInt | None = None
+    norm_eps: PositiveFloat = 1e-6
+    tie_word_embeddings: bool = False
+    initializer_range: PositiveFloat = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    pad_token_id: int | None = None
+    max_position_embeddings: PositiveInt = 2048
+    activation_checkpointing: bool = False
+    idle: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                require(name, getattr(self, name), get_args(hint), "it is not known")
+        for name in self.idle or {}:
+            if name not in self.without_effect:
+                close = nearest(name, self.without_effect)
+                raise ConfigError(
+                    f"{name} is not a published field without effect",
+                    where="backbone option idle",
+                    allowed=", ".join(sorted(self.without_effect)),
+                    way_out=f"did you mean {close}?" if close else None,
+                )
+
+    @property
+    def mlp_width(self) -> int:
+        """``intermediate_size``, or by the published rule two thirds of ``hidden_ratio`` widths."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        ratio = 4 if self.hidden_ratio is None else self.hidden_ratio
+        return 256 * -(-int(self.hidden_size * ratio * 2 / 3) // 256)
+
+    def config(self) -> dict[str, Any]:
+        """The fields under their published names, ``model_type`` among them; plain values."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _UNPUBLISHED}
+        return {
+            "model_type": self.model_type,
+            "architectures": [self.architecture],
+            **{name: allowed[0] for name, (allowed, _) in self.fixed.items()},
+            **self.without_effect,
+            **(self.idle or {}),
+            **{name: _plain(value) for name, value in own.items()},
+        }
+
+
+def require(name: str, value: object, allowed: tuple[object, ...], why: str) -> None:
+    """Refuse an option whose value this implementation would get wrong.
+
+    Raises:
+        ConfigError: ``value`` is not among the ``allowed`` ones.
+    """
+    if value not in allowed:
+        raise ConfigError(
+            f"{name}={value!r} is not supported: {why}",
+            where=f"backbone option {name}",
+            allowed=", ".join(repr(option) for option in allowed),
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A number of a restricted type, as the parser makes them, as a plain one."""
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
