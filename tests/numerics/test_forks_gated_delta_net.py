@@ -7,7 +7,8 @@ import torch
 
 from refine_kernels.delta_rule.reference import delta_rule_reference
 from refine_pl.backbones import GatedDeltaNet
-from refine_pl.errors import ConfigError
+from refine_pl.backbones.pretrained import build
+from refine_pl.errors import CheckpointError
 
 # Around the borders of the recurrence's chunks (64 tokens), around 0, and at the end.
 POSITIONS = [[1, 2, 63, 64, 65, 130], [3, 4, 62, 66, 100, 127]]
@@ -118,5 +119,7 @@ def test_fresh_decays():
     ids=str,
 )
 def test_what_would_be_wrong_is_refused(options):
-    with pytest.raises(ConfigError):
-        gated_delta_net(**options)
+    config = gated_delta_net().config()
+    assert build(config, "config.json").config() == config
+    with pytest.raises(CheckpointError):
+        build(config | options, "config.json")

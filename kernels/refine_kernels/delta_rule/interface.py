@@ -11,6 +11,7 @@ from refine_kernels.backends import FlaBackend, choose
 from refine_kernels.delta_rule.chunked import ChunkedDeltaRule
 from refine_kernels.delta_rule.fla_backend import FlaTrail, delta_rule_fla
 from refine_kernels.delta_rule.trail import DeltaRuleTrail
+from refine_kernels.records import check_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +56,14 @@ def delta_rule(
         ValueError: shapes that do not fit, or a backend that cannot run.
     """
     batch, length, heads, key_width = q.shape
-    per_head = (batch, length, heads)
-    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-        "k": (k, (*per_head, key_width)),
-        "v": (v, (*per_head, v.shape[-1])),
-        "beta": (beta, per_head),
-    }
-    if log_decay is not None:
-        expected["log_decay"] = (log_decay, per_head)
-    state_shape = (batch, heads, key_width, v.shape[-1])
-    if initial_state is not None:
-        expected["initial_state"] = (initial_state, state_shape)
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    per_head, state_shape = (batch, length, heads), (batch, heads, key_width, v.shape[-1])
+    check_shapes(
+        k=(k, (*per_head, key_width)),
+        v=(v, (*per_head, v.shape[-1])),
+        beta=(beta, per_head),
+        log_decay=(log_decay, per_head),
+        initial_state=(initial_state, state_shape),
+    )
     if length == 0:
         raise ValueError("delta_rule needs at least one token")
     scale = key_width**-0.5 if scale is None else scale

@@ -33,18 +33,6 @@ class SharedState:
         """``R = G * N``."""
         return self.matrix.shape[0] * self.copies
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor that is held."""
-        held = (self.matrix, self.keys, self.writes, self.decay)
-        return tuple(t for t in held if t is not None)
-
-    def detach(self) -> Self:
-        """The same values without their history."""
-        held = (self.matrix, self.keys, self.writes, self.decay)
-        matrix, *others = (t if t is None else t.detach() for t in held)
-        assert matrix is not None
-        return type(self)(matrix, self.copies, *others)
-
     def fold(self) -> Self:
         """One matrix per row, with the recent writes in it."""
         if self.copies == 1 and self.keys is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.delta_rule.reference import l2_normalize
+from refine_kernels.records import rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,16 @@ class DeltaRuleTrail:
         tokens = (index[..., None] * chunk + offset).clamp(max=length - 1) + row[..., None] * length
         tokens = tokens.view(-1, chunk)
         chunks = (index * batch + row).flatten()
-        keys = _rows(self.k, tokens).to(self.states.dtype)  # [B * S, C, H, K]
+        keys = rows_of(self.k, tokens).to(self.states.dtype)  # [B * S, C, H, K]
         if self.normalize_qk:
             keys = l2_normalize(keys)
-        state = _rows(self.states, chunks)  # [B * S, H, K, V]
+        state = rows_of(self.states, chunks)  # [B * S, H, K, V]
         weight = inside.to(state.dtype)[..., None]  # [B * S, C, 1]
         if self.log_decay is not None:
-            decay = _rows(self.log_decay, tokens).to(state.dtype)
+            decay = rows_of(self.log_decay, tokens).to(state.dtype)
             decay = (decay * weight).cumsum(1)  # stays at its last value behind `used`
             last = decay[:, -1:]
             weight = weight * (last - decay).exp()
             state = state * last.squeeze(1).exp()[..., None, None]
         keys = keys * weight[..., None]
-        return state + keys.permute(0, 2, 3, 1) @ _rows(self.u, chunks)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x [a, b, ...]`` at ``index [...]`` of its first two dimensions taken as one.
-
-    Indexing with tensors would do the same, but its backward pass on a CPU adds one by one.
-    """
-    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
+        return state + keys.permute(0, 2, 3, 1) @ rows_of(self.u, chunks)

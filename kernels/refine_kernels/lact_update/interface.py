@@ -20,8 +20,8 @@ from refine_kernels.lact_update.weights import (
     UpdateRule,
     both,
     join,
-    rows_of,
 )
+from refine_kernels.records import check_shapes, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +126,17 @@ def _new(fill: Tensor, width: int, length: int) -> Tensor:
 
 def _check(q: Tensor, tokens: FastTokens, initial: FastWeights) -> None:
     batch, length, heads, width = q.shape
-    inner = initial.w0.shape[-2]
-    rates = tokens.rates.shape[-1]
-    expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
-        ("k", tokens.k, (batch, length, heads, width)),
-        ("v", tokens.v, (batch, length, heads, width)),
-        ("w0", initial.w0, (heads, inner, width)),
-        ("w1", initial.w1, (heads, width, inner)),
-        ("w2", initial.w2, (heads, inner, width)),
-    ]
+    inner, rates = initial.w0.shape[-2], tokens.rates.shape[-1]
     if rates not in (3, 3 * width) or (rates != 3 and inner != width):
         raise ValueError(f"{rates} rates for each token, expected 3, or 3 x {width} if h = d")
-    expected.append(("rates", tokens.rates, (batch, length, heads, rates)))
-    if tokens.momentum is not None:
-        expected.append(("momentum", tokens.momentum, (batch, length, heads)))
-    for name, tensor, shape in expected:
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    check_shapes(
+        k=(tokens.k, (batch, length, heads, width)),
+        v=(tokens.v, (batch, length, heads, width)),
+        w0=(initial.w0, (heads, inner, width)),
+        w1=(initial.w1, (heads, width, inner)),
+        w2=(initial.w2, (heads, inner, width)),
+        rates=(tokens.rates, (batch, length, heads, rates)),
+        momentum=(tokens.momentum, (batch, length, heads)),
+    )
     if length == 0:
         raise ValueError("lact_update needs at least one token")

@@ -20,8 +20,8 @@ from refine_kernels.lact_update.weights import (
     FastWeights,
     UpdateRule,
     both,
-    rows_of,
 )
+from refine_kernels.records import rows_of
 
 # Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
 FOLD_AT, FOLD_COPIES_AT = 16, 64
@@ -50,21 +50,6 @@ class SharedFastState:
         """``[G]`` tokens of the unfinished chunks, the rows' own included."""
         taken = 0 if self.taken is None else self.taken
         return self.fill + self.num_own - taken
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor of numbers that is held."""
-        weights = [w for part in self.bank.states.parts() for w in part]
-        own = () if self.own is None else self.own.tensors()
-        return (*weights, *self.source.tensors(), *own)
-
-    def detach(self) -> SharedFastState:
-        """The same values without their history."""
-        return replace(
-            self,
-            bank=replace(self.bank, states=self.bank.states.map(Tensor.detach)),
-            source=self.source.map(Tensor.detach),
-            own=None if self.own is None else self.own.map(Tensor.detach),
-        )
 
     def spread(self) -> SharedFastState:
         """The same rows as ``R`` prefixes with a copy each; no tokens are copied."""

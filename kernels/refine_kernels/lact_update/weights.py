@@ -91,11 +91,3 @@ class UpdateRule:
     chunk_size: int
     prenorm: bool = False
     muon: torch.dtype | None = None  # type of the Newton-Schulz iteration; None: no iteration
-
-
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """``x [a, b, ...]`` at ``index [...]`` of its first two dimensions taken as one.
-
-    Indexing with tensors would do the same, but its backward pass on a CPU adds one by one.
-    """
-    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])

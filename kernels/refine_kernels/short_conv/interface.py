@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine_kernels.records import check_shapes, rows_of
 from refine_kernels.short_conv.blocked import BlockedShortConv
 
 
@@ -34,14 +35,9 @@ def short_conv(
     """
     batch, _, channels = x.shape
     width = weight.shape[-1]
-    if weight.shape != (channels, 1, width):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, W)")
-    if tail is None:
-        tail = x.new_zeros(batch, width - 1, channels)
-    elif tail.shape != (batch, width - 1, channels):
-        expected = (batch, width - 1, channels)
-        raise ValueError(f"tail has shape {tuple(tail.shape)}, expected {expected}")
-    tail = tail.to(x.dtype)
+    before = (batch, width - 1, channels)
+    check_shapes(weight=(weight, (channels, 1, width)), tail=(tail, before))
+    tail = x.new_zeros(before) if tail is None else tail.to(x.dtype)
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         return BlockedShortConv.apply(x, weight, bias, tail, silu)
     padded = torch.cat([tail, x], 1).transpose(1, 2)
@@ -61,18 +57,13 @@ def conv_tail_at(x: Tensor, tail: Tensor | None, positions: Tensor, width: int) 
     Returns:
         ``[B * S, width - 1, D]``.
     """
-    batch, length, channels = x.shape
+    batch, length, _ = x.shape
     row = torch.arange(batch, device=x.device)[:, None, None]
     index = positions[..., None] - (width - 1) + torch.arange(width - 1, device=x.device)
-    inside = index >= 0
-
-    def rows(source: Tensor, at: Tensor) -> Tensor:  # [B, S, W-1, D]
-        flat = (at + row * source.shape[1]).flatten()
-        return source.flatten(0, 1).index_select(0, flat).view(*index.shape, channels)
-
-    picked = rows(x, index.clamp(0, length - 1))
+    picked = rows_of(x, index.clamp(0, length - 1) + row * length)  # [B, S, W-1, D]
     if tail is None or width == 1:
         earlier = torch.zeros_like(picked)
     else:
-        earlier = rows(tail.to(x.dtype), (index + width - 1).clamp(0, width - 2))
-    return torch.where(inside[..., None], picked, earlier).flatten(0, 1)
+        before = (index + width - 1).clamp(0, width - 2) + row * (width - 1)
+        earlier = rows_of(tail.to(x.dtype), before)
+    return torch.where((index >= 0)[..., None], picked, earlier).flatten(0, 1)

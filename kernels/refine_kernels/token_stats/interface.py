@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from refine_kernels.records import check_shapes
 from refine_kernels.token_stats.blocked import BlockedTokenStats
 
 _EMPTY = torch.empty(0)
@@ -50,8 +51,7 @@ def token_stats(
             f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [M, D] and "
             "[vocab_size, D]"
         )
-    if targets is not None and targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets have shape {tuple(targets.shape)}, expected {hidden.shape[:1]}")
+    check_shapes(targets=(targets, (len(hidden),)))
     if correct and targets is None:
         raise ValueError("correct=True needs targets")
     kind = hidden.device.type

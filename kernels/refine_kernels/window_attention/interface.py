@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refine_kernels.records import check_shapes
 from refine_kernels.window_attention.blocked import BlockedWindowAttention
 from refine_kernels.window_attention.shared import SharedWindow
 
@@ -52,9 +53,7 @@ def window_attention(
     Raises:
         ValueError: shapes that do not fit.
     """
-    for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(q.shape)}")
+    check_shapes(k=(k, tuple(q.shape)), v=(v, tuple(q.shape)))
     if window < 1:
         raise ValueError(f"window {window}: each token sees at least itself")
     lead, before = 0, None

@@ -11,16 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from refine_kernels.records import rows_of
+
 # Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
 FOLD_AT, FOLD_COPIES_AT = 16, 64
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x [a, b, ...]`` at ``index [...]`` of its first two dimensions taken as one.
-
-    Indexing with tensors would do the same, but its backward pass on a CPU adds one by one.
-    """
-    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +34,6 @@ class SharedWindow:
     def num_own(self) -> int:
         """Tokens that each row has read since its prefix."""
         return 0 if self.own_keys is None else self.own_keys.shape[1]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor of numbers that is held."""
-        held = (self.keys, self.values, self.own_keys, self.own_values)
-        return tuple(x for x in held if x is not None)
-
-    def detach(self) -> SharedWindow:
-        """The same values without their history."""
-        return replace(
-            self,
-            keys=self.keys.detach(),
-            values=self.values.detach(),
-            own_keys=None if self.own_keys is None else self.own_keys.detach(),
-            own_values=None if self.own_values is None else self.own_values.detach(),
-        )
 
     def select(self, rows: Tensor) -> SharedWindow:
         """The rows ``rows [M]`` int64."""
@@ -79,7 +58,7 @@ class SharedWindow:
         width = min(window - 1, length)
         index = self.end[:, None] - width + torch.arange(width, device=self.end.device)
         index = index.clamp(0, max(length - 1, 0)) + self.row[:, None] * length
-        return _rows(self.keys, index), _rows(self.values, index)
+        return rows_of(self.keys, index), rows_of(self.values, index)
 
     def fold(self, window: int) -> SharedWindow:
         """``R`` prefixes that hold their own tokens, and nothing outside their windows."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from refine_kernels.records import map_numbers, numbers
+
 if TYPE_CHECKING:
     from refine_pl.backbones.head import VocabHead
 
@@ -31,7 +33,10 @@ class Forks:
 
 
 class LayerState(ABC):
-    """What one layer carries from token to token, for ``R`` rows. Never changed in place."""
+    """What one layer carries from token to token, for ``R`` rows. Never changed in place.
+
+    A dataclass; its tensors of numbers are found in its fields, however deep inside.
+    """
 
     @abstractmethod
     def select(self, rows: Tensor) -> Self:
@@ -41,13 +46,13 @@ class LayerState(ABC):
     def fork(self, n: int) -> Self:
         """Every row ``n`` times, one after the other, sharing what the copies have in common."""
 
-    @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor that is held."""
+        """Every tensor of numbers that is held."""
+        return numbers(self)
 
-    @abstractmethod
     def detach(self) -> Self:
         """The same values without their history."""
+        return map_numbers(self, Tensor.detach)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,14 +100,6 @@ class DeltaRuleState(LayerState):
         tails = tuple(t.repeat_interleave(n, 0) for t in self.tails)
         return type(self)(self.rule.fork(n), tails)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor that is held."""
-        return (*self.rule.tensors(), *self.tails)
-
-    def detach(self) -> Self:
-        """The same values without their history."""
-        return type(self)(self.rule.detach(), tuple(t.detach() for t in self.tails))
-
 
 class _ConvInput(NamedTuple):
     """What went into a convolution, so that its state at any position can be gathered."""

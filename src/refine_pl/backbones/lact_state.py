@@ -37,14 +37,6 @@ class LaCTState(LayerState):
             self.window,
         )
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor of numbers that is held."""
-        return (*self.fast.tensors(), *self.seen.tensors())
-
-    def detach(self) -> Self:
-        """The same values without their history."""
-        return type(self)(self.fast.detach(), self.seen.detach(), self.num_tokens, self.window)
-
     def compact(self) -> Self:
         """The same, holding no more than its rows need."""
         return type(self)(
