@@ -11,22 +11,46 @@ from typing import Any
 from refine_pl.backbones import FastWeightLM, load_pretrained
 from refine_pl.errors import ConfigError
 
+
+class Part(dict[str, Any]):
+    """A class that is named with its arguments, as a configuration names it.
+
+    As the default of an argument it is what the parser takes for a class, and it is shown as the
+    call that it stands for: ``selector: PositionSelector = Entropy()``.
+    """
+
+    __slots__ = ()  # the parser would take an attribute dictionary for the contents
+
+    def make(self, *arguments: Any) -> Any:
+        """One of the class, with these arguments before the named ones."""
+        module, name = self["class_path"].rsplit(".", 1)
+        cls = getattr(importlib.import_module(module), name)
+        return cls(*arguments, **self.get("init_args", {}))
+
+    def __repr__(self) -> str:
+        arguments = (f"{name}={value!r}" for name, value in self.get("init_args", {}).items())
+        return f"{self['class_path'].rpartition('.')[2]}({', '.join(arguments)})"
+
+
 NO_BACKBONE: Any = None  # the type of the argument then says what may be given
-ENTROPY: Any = {"class_path": "refine_pl.selectors.Entropy"}
-FORKED: Any = {"class_path": "refine_pl.rollouts.Forked"}
-SIMILARITY: Any = {"similarity": {"class_path": "refine_pl.rewards.EmbeddingSimilarity"}}
-GROUP_RELATIVE: Any = {"class_path": "refine_pl.advantages.GroupRelative"}
-CLIPPED: Any = {"class_path": "refine_pl.losses.ClippedPolicy"}
-GREEDY: Any = {"class_path": "refine_pl.evaluation.Answering"}
-SUPERVISED: Any = {"class_path": "refine_pl.objectives.SupervisedAnswers"}
+ENTROPY: Any = Part(class_path="refine_pl.selectors.Entropy")
+FORKED: Any = Part(class_path="refine_pl.rollouts.Forked")
+SIMILARITY: Any = {"similarity": Part(class_path="refine_pl.rewards.EmbeddingSimilarity")}
+GROUP_RELATIVE: Any = Part(class_path="refine_pl.advantages.GroupRelative")
+CLIPPED: Any = Part(class_path="refine_pl.losses.ClippedPolicy")
+GREEDY: Any = Part(class_path="refine_pl.evaluation.Answering")
+SUPERVISED: Any = Part(class_path="refine_pl.objectives.SupervisedAnswers")
+ADAMW: Any = Part(class_path="torch.optim.AdamW", init_args={"lr": 1e-6})
 
 
 def build_part(part: Any) -> Any:
     """A part that was left out, made from the name that stands for it; any other as it is."""
-    if not isinstance(part, dict):
-        return part
-    module, name = part["class_path"].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)()
+    return Part(part).make() if isinstance(part, dict) else part
+
+
+def maker(part: Any) -> Any:
+    """What is called for a part that takes arguments of the program, as an optimizer does."""
+    return Part(part).make if isinstance(part, dict) else part
 
 
 def choose_policy(backbone: FastWeightLM | None, pretrained: str | None) -> FastWeightLM:

@@ -7,14 +7,17 @@ what comes after ``num_tokens`` is never read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from refine_pl.backbones.base import StateTrail
+    from refine_pl.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,19 @@ class Batch:
     num_tokens: Tensor  # [B] int64, real tokens of each row
     rows: tuple[int, ...]  # B numbers that name the rows within one update, over all processes
     documents: tuple[str, ...] = field(default=())  # B names, for people
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], tokenizer: Tokenizer) -> Batch:
+        """Whole texts, a row each.
+
+        Raises:
+            ValueError: there are none, or one has no tokens.
+        """
+        encoded = [torch.tensor(ids, dtype=torch.int64) for ids in tokenizer.encode_batch(texts)]
+        if not encoded or not all(map(len, encoded)):
+            raise ValueError("a batch is made of texts of at least one token each")
+        num_tokens = torch.tensor([len(ids) for ids in encoded])
+        return cls(pad_sequence(encoded, batch_first=True), num_tokens, tuple(range(len(encoded))))
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

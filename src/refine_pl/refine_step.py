@@ -23,6 +23,7 @@ from refine_pl.losses import (
     kl_to_reference,
     ntp_targets,
 )
+from refine_pl.parts import CLIPPED, ENTROPY, FORKED, GROUP_RELATIVE, SIMILARITY, build_part
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Experience, Prefill, RolloutPlan
 from refine_pl.rewards.base import Reward
@@ -57,8 +58,11 @@ class Counts(NamedTuple, Generic[Number]):
     rollout_tokens: Number  # what the KL counts
 
 
+PUBLISHED_WEIGHTS = LossWeights()
+
+
 class RefineStep(nn.Module):
-    """The parts of the algorithm, and the order they are called in.
+    """The parts of the algorithm, and the order they are called in; by default the published ones.
 
     Args:
         selector: where rollouts start.
@@ -70,18 +74,18 @@ class RefineStep(nn.Module):
 
     def __init__(
         self,
-        selector: PositionSelector,
-        generator: RolloutGenerator,
-        rewards: Mapping[str, Reward],
-        advantage: AdvantageEstimator,
-        policy_loss: PolicyLoss,
+        selector: PositionSelector = ENTROPY,
+        generator: RolloutGenerator = FORKED,
+        rewards: Mapping[str, Reward] = SIMILARITY,
+        advantage: AdvantageEstimator = GROUP_RELATIVE,
+        policy_loss: PolicyLoss = CLIPPED,
     ) -> None:
         super().__init__()
-        self.selector = selector
-        self.generator = generator
-        self.reward = WeightedSum(rewards)
-        self.advantage = advantage
-        self.policy_loss = policy_loss
+        self.selector = build_part(selector)
+        self.generator = build_part(generator)
+        self.reward = WeightedSum({name: build_part(reward) for name, reward in rewards.items()})
+        self.advantage = build_part(advantage)
+        self.policy_loss = build_part(policy_loss)
 
     @torch.no_grad()
     def draw(
@@ -89,15 +93,22 @@ class RefineStep(nn.Module):
         policy: FastWeightLM,
         batch: Batch,
         plan: RolloutPlan,
-        generator: RowRandom,
+        generator: RowRandom | None = None,
         stopwatch: Stopwatch | None = None,
         prefill: Prefill | None = None,
     ) -> Experience:
         """Steps 1 to 5: everything that happens under the policy as it is now.
 
-        A ``prefill`` that was made already is not made again.
+        Args:
+            policy: draws the rollouts.
+            batch: the sequences.
+            plan: how many rollouts, and how long.
+            generator: the rows' random streams; those of seed 0 and update 0 if left out.
+            stopwatch: is told the seconds of each step.
+            prefill: is not made again if it was made already.
         """
-        stopwatch = Stopwatch() if stopwatch is None else stopwatch
+        generator = RowRandom(0, 0, batch.rows) if generator is None else generator
+        stopwatch = Stopwatch(enabled=False) if stopwatch is None else stopwatch
         with stopwatch("prefill"):
             prefill = prefill or self.prefill(policy, batch)
         with stopwatch("select"):
@@ -133,8 +144,8 @@ class RefineStep(nn.Module):
         self,
         policy: FastWeightLM,
         experience: Experience | Batch,
-        counts: Counts[float],
-        weights: LossWeights,
+        counts: Counts[float] | None = None,
+        weights: LossWeights = PUBLISHED_WEIGHTS,
         reference: FastWeightLM | None = None,
     ) -> LossSum:
         """Step 6: this micro-batch's share of the loss, and sums for the log.
@@ -142,11 +153,13 @@ class RefineStep(nn.Module):
         Args:
             policy: the model being optimised.
             experience: rollouts with their advantages, or a bare batch for plain NTP training.
-            counts: of the whole optimizer step, over its micro-batches and processes.
+            counts: of the whole optimizer step, over its micro-batches and processes; those of
+                this micro-batch if left out.
             weights: of the terms.
             reference: the frozen model that the KL term compares with.
         """
         local = self.counts(experience)
+        counts = Counts(*map(float, local)) if counts is None else counts
         if isinstance(experience, Batch):
             batch = experience
             hidden = policy(batch.tokens, batch.num_tokens).hidden

@@ -51,7 +51,8 @@ RULES = {
     ),
     "cli": ("errors",),
     "__main__": ("cli",),
-    "__init__": ("lazy",),
+    # The public names: loaded when they are first used, imported for the type checker alone.
+    "__init__": (*ENGINE, "training"),
 }
 # They work with every backbone, and so know none.
 ANY_BACKBONE = ("records", "refine_step", "evaluation", *STEPS)

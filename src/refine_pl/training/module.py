@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
-import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -24,6 +23,7 @@ from refine_pl.backbones import FastWeightLM
 from refine_pl.evaluation.answering import Answering
 from refine_pl.losses import PolicyLoss
 from refine_pl.parts import (
+    ADAMW,
     CLIPPED,
     ENTROPY,
     FORKED,
@@ -33,6 +33,7 @@ from refine_pl.parts import (
     SIMILARITY,
     build_part,
     choose_policy,
+    maker,
 )
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import LossWeights, RefineStep
@@ -115,7 +116,7 @@ class RefineModule(MeasuredModule):
         advantage: AdvantageEstimator = GROUP_RELATIVE,
         policy_loss: PolicyLoss = CLIPPED,
         answering: Answering = GREEDY,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
+        optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
         num_segments: PositiveInt = 8,
         rollouts_per_position: PositiveInt = 1,
@@ -144,7 +145,7 @@ class RefineModule(MeasuredModule):
             build_part(policy_loss),
         ).requires_grad_(False)  # a part's own parameters, say a reward model's, are not trained
         self.answering = build_part(answering)
-        self.make_optimizer = optimizer
+        self.make_optimizer = maker(optimizer)
         self.make_lr_scheduler = lr_scheduler
         self.minibatch_size = minibatch_size
         self.sizes = Sizes(
