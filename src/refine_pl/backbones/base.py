@@ -32,19 +32,20 @@ class Forks:
     valid: Tensor  # [B, S] bool; where False the result holds anything, and gets no gradient
 
 
-class LayerState(ABC):
+class LayerState:
     """What one layer carries from token to token, for ``R`` rows. Never changed in place.
 
-    A dataclass; its tensors of numbers are found in its fields, however deep inside.
+    A dataclass; its tensors of numbers are found in its fields, however deep inside. Where each has
+    a row of its own for every row of the state, there is nothing more to say.
     """
 
-    @abstractmethod
     def select(self, rows: Tensor) -> Self:
         """The rows ``rows [M]`` int64."""
+        return map_numbers(self, lambda x: x[rows])
 
-    @abstractmethod
     def fork(self, n: int) -> Self:
-        """Every row ``n`` times, one after the other, sharing what the copies have in common."""
+        """Every row ``n`` times, one after the other; override to share between the copies."""
+        return map_numbers(self, lambda x: x.repeat_interleave(n, 0))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor of numbers that is held."""
