@@ -61,7 +61,7 @@ def choose_policy(backbone: FastWeightLM | None, pretrained: str | None) -> Fast
         pretrained: a folder or a name on the hub, to load one from.
 
     Raises:
-        UserError: neither or both are given, or there is no such model.
+        UserError: neither or both are given, or the model does not exist.
     """
     check_one_is_given(None if backbone is None else type(backbone).__name__, pretrained)
     if pretrained is not None:

@@ -145,7 +145,7 @@ REFUSED = {
         ["--model.backbone", "DeltaNet"],
         ["model.backbone and model.pretrained are both given", ".DeltaNet and model)"],
     ),
-    "no folder": (["--model.pretrained", "./gone"], ["./gone is no folder"]),
+    "no folder": (["--model.pretrained", "./gone"], ["./gone is not a folder"]),
     "empty folder": (["--model.pretrained", "docs"], ["there is no config.json in docs"]),
     "no name": (["--model.pretrained", "nobody/nothing"], ["nobody/nothing is neither"]),
     "tokenizer": (

@@ -7,7 +7,7 @@ import torch
 
 from refine_pl.backbones import Forks
 
-# Before, on and behind borders of chunks of 8 and of 16; the last ones end with the row.
+# Before, on and after borders of chunks of 8 and of 16; the last ones end with the row.
 POSITIONS = [[1, 7, 8, 9, 15, 17, 36], [3, 6, 16, 24, 31, 32, 33]]
 LENGTHS = [41, 38]
 
@@ -73,7 +73,7 @@ def test_unequal_rows_continue_from_their_own_ends(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS[::4], ids=str)
-def test_what_lies_behind_a_row_changes_nothing(options):
+def test_what_comes_after_a_row_changes_nothing(options):
     policy = tiny.lact(**options)
     results = []
     for padding, width in ((0, 41), (9, 60)):

@@ -1,4 +1,4 @@
-"""What a forward leaves behind needs no weights any more: sharded ones are gone by then."""
+"""What a forward keeps needs no weights any more: sharded ones are gone by then."""
 
 import pytest
 import tiny

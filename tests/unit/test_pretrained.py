@@ -119,7 +119,7 @@ def rename_a_key(folder):
 @pytest.mark.parametrize(
     ("spoil", "fragments"),
     [
-        (spoil_nothing, ["is no folder"]),
+        (spoil_nothing, ["is not a folder"]),
         (truncate, ["model.safetensors", "truncated or corrupt"]),
         (rename_a_key, ["1 missing: model.norm.weight", "1 unexpected: model.extra.weight"]),
         (lambda f: edit(f, model_type="llama"), ["'llama'", "delta_net"]),

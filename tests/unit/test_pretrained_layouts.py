@@ -224,6 +224,6 @@ def test_bin_files_are_fetched_if_there_is_nothing_else(hub):
 
 @pytest.mark.parametrize("name", ["./gone", "/gone/away", "gone", "owner/model/../x"])
 def test_what_is_neither_a_folder_nor_a_name(name, hub):
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         load_pretrained(name)
     assert not hub.fetched

@@ -31,7 +31,7 @@ class _Piece(NamedTuple):
 
 
 def _to_chunks(x: Tensor, start: int, stop: int, chunk: int, dtype: torch.dtype) -> Tensor:
-    """Tokens ``start..stop-1`` of ``[B, T, H, D]`` as ``[P, B*H, C, D]``, zeros behind the end."""
+    """Tokens ``start..stop-1`` of ``[B, T, H, D]`` as ``[P, B*H, C, D]``, zeros after the end."""
     batch, _, heads, width = x.shape
     x = x[:, start:stop].to(dtype)
     missing = -(stop - start) % chunk

@@ -1,8 +1,8 @@
 """The delta rule by flash-linear-attention's Triton kernels, on CUDA.
 
 Those kernels return the last state of a sequence. For the states at positions the row is read in
-pieces, each from the (float32) last state of the one before it; the state at a position is then had
-by reading its piece once more with the write strengths behind the position set to zero.
+pieces, each from the (float32) last state of the one before it; the state at a position is then
+found by reading its piece once more with the write strengths after the position set to zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _chunk_kernel(
     scale: float,
     normalize_qk: bool,
 ) -> tuple[Tensor, Tensor]:
-    # Imported here: it costs seconds, and there is no path for a CPU behind it.
+    # Imported here: it costs seconds, and it cannot run on a CPU.
     if log_decay is None:
         from fla.ops.delta_rule import chunk_delta_rule
 

@@ -1,6 +1,6 @@
 """The state of a delta rule after any number of tokens, from one pass.
 
-Row ``i`` of a chunk's ``u`` depends on nothing behind token ``i``; hence the state after ``r``
+Row ``i`` of a chunk's ``u`` depends on nothing after token ``i``; hence the state after ``r``
 tokens of a chunk is the entering state plus ``K[:r]^T u[:r]``: one masked product, exact,
 differentiable.
 """
@@ -18,7 +18,7 @@ from refine_kernels.records import rows_of
 
 @dataclass(frozen=True, slots=True)
 class DeltaRuleTrail:
-    """What a chunked pass leaves behind: ``n`` chunks of ``C`` tokens."""
+    """What a chunked pass keeps: ``n`` chunks of ``C`` tokens."""
 
     states: Tensor  # [n, B, H, K, V] entering each chunk
     u: Tensor  # [n, B, H, C, V] what each token writes
@@ -45,7 +45,7 @@ class DeltaRuleTrail:
         weight = inside.to(state.dtype)[..., None]  # [B * S, C, 1]
         if self.log_decay is not None:
             decay = rows_of(self.log_decay, tokens).to(state.dtype)
-            decay = (decay * weight).cumsum(1)  # stays at its last value behind `used`
+            decay = (decay * weight).cumsum(1)  # stays at its last value after `used`
             last = decay[:, -1:]
             weight = weight * (last - decay).exp()
             state = state * last.squeeze(1).exp()[..., None, None]

@@ -84,9 +84,9 @@ class _Direction(torch.autograd.Function):
             torch.zeros_like(w) if d is None else d for w, d in zip(weights, grads, strict=False)
         ]
         d_weights = [torch.zeros_like(w) for w in weights]
-        # Left by the chunks behind this one, for nobody else: this chunk's part is written into it.
+        # Left by the chunks after this one, for this one alone: this chunk's part is written into it.
         d_tokens = Written(
-            *(_behind(last, x, d) for x, d in zip(tokens, grads[3:], strict=True))  # type: ignore[arg-type]
+            *(_later(last, x, d) for x, d in zip(tokens, grads[3:], strict=True))  # type: ignore[arg-type]
         )
         given = _Side(weights, tokens.part(first, last))
         wanted = _Side(d_weights, d_tokens.part(first, last))
@@ -97,7 +97,7 @@ class _Direction(torch.autograd.Function):
         return None, *d_weights, *d_tokens
 
 
-def _behind(last: int, x: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+def _later(last: int, x: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     """The gradient of ``x [B, E, ...]`` from token ``last`` on; before it may be any number."""
     if x is None or gradient is not None:
         return gradient

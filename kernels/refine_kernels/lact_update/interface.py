@@ -26,7 +26,7 @@ from refine_kernels.records import check_shapes, rows_of
 
 @dataclass(frozen=True, slots=True)
 class FastTrail:
-    """What a pass leaves behind, so that its state after any number of tokens can be had."""
+    """What a pass keeps, so that it can give its state after any number of tokens."""
 
     entering: list[FastState]  # one for each chunk, matrices [B, H, ...]
     tokens: FastTokens  # [B, E, H, ...], every row at the start of a chunk
@@ -39,7 +39,7 @@ class FastTrail:
         if self.offset is not None:
             positions = positions + self.offset[:, None]
         size, last = self.chunk_size, len(self.entering) - 1
-        # A full chunk without an entry behind it is kept as tokens; the next token updates.
+        # A full chunk without an entry after it is kept as tokens; the next token updates.
         chunk = (positions // size).clamp(0, last)
         fill = (positions - chunk * size).flatten()
         row = torch.arange(batch, device=positions.device)[:, None].expand_as(positions)

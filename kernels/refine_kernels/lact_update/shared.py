@@ -36,7 +36,7 @@ class SharedFastState:
     row: Tensor  # [G] int64, row of the source
     start: Tensor  # [G] int64, first token of the chunk in the source
     fill: Tensor  # [G] int64, tokens of the chunk so far, at most chunk_size
-    room: int  # at least so many tokens can be taken before a row is full
+    room: int  # tokens that every row can take before one is full
     copies: int = 1  # N
     own: FastTokens | None = None  # [R, o, H, ...] read since
     taken: Tensor | None = None  # [G] of these, how many the weights have already taken in
@@ -82,7 +82,7 @@ class SharedFastState:
     def chunk_tokens(self) -> FastTokens:
         """The tokens of each prefix's chunk ``[G, P, H, ...]``, the longest filling all of ``P``.
 
-        Own tokens are not among them. What lies behind a row's ``fill`` is any token.
+        Own tokens are not among them. What comes after a row's ``fill`` is any token.
         """
         length = self.source.k.shape[1]
         width = int(self.fill.max())

@@ -1,4 +1,4 @@
-"""The short causal depthwise convolution in front of a recurrence."""
+"""The short causal depthwise convolution before a recurrence."""
 
 from refine_kernels.short_conv.interface import conv_tail_at, short_conv
 

@@ -1,4 +1,4 @@
-"""The short causal depthwise convolution in front of a recurrence, and its state."""
+"""The short causal depthwise convolution before a recurrence, and its state."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def window_attention(
         state: what the rows continue; an empty text if left out.
 
     Returns:
-        ``[B, T, H, d]``, and what the window after any number of tokens is had from.
+        ``[B, T, H, d]``, and what gives the window after any number of its tokens.
 
     Raises:
         ValueError: shapes that do not fit.

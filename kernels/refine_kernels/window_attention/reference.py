@@ -13,7 +13,7 @@ def window_attention_reference(q: Tensor, k: Tensor, v: Tensor, window: int) -> 
     """``q, k, v [B, T, H, d]`` to ``[B, T, H, d]``."""
     length = q.shape[1]
     time = torch.arange(length, device=q.device)
-    behind = time[:, None] - time
+    distance = time[:, None] - time
     scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
-    scores = scores.masked_fill((behind < 0) | (behind >= window), -torch.inf)
+    scores = scores.masked_fill((distance < 0) | (distance >= window), -torch.inf)
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)

@@ -1,7 +1,7 @@
 """The contract of every fast-weight language model, and the records that cross it.
 
 A fast-weight model keeps its context in a state of fixed size. Three things follow, and the rest
-of the project rests on them: the state after any number of tokens can be had from one pass (a
+of the project rests on them: one pass gives the state after any number of its tokens (a
 *trail*), many continuations can start from it (*forks*), and decoding needs constant memory.
 
 Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` forks per position,
@@ -92,7 +92,7 @@ class State:
 
 
 class LayerTrail(ABC):
-    """What one layer keeps of a forward, so that its state at any position can be had."""
+    """What one layer keeps of a forward, so that it can give its state at any position."""
 
     @abstractmethod
     def at(self, positions: Tensor) -> LayerState:
@@ -101,7 +101,7 @@ class LayerTrail(ABC):
 
 @dataclass(frozen=True, slots=True)
 class StateTrail:
-    """What a forward keeps, so that the state after any number of its tokens can be had."""
+    """What a forward keeps, so that it can give the state after any number of its tokens."""
 
     layers: tuple[LayerTrail, ...]
     num_tokens: Tensor  # [B] int64, tokens before this forward's first one
@@ -181,8 +181,8 @@ class FastWeightLM(nn.Module, ABC):
 
         Args:
             tokens: ``[B, T]`` int64, padded on the right.
-            num_tokens: ``[B]`` real tokens of each row, all of them if left out. What lies behind
-                them changes nothing.
+            num_tokens: ``[B]`` real tokens of each row, all of them if left out. What comes
+                after them changes nothing.
             state: what the rows continue, of ``B`` rows; an empty context if left out.
             forks: continuations to read from inside the rows.
             keep_trail: keep what :meth:`StateTrail.at` needs.

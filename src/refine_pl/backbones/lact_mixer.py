@@ -230,7 +230,7 @@ def _plain(heads: int, rows: int, columns: int) -> nn.Parameter:
 
 
 def _indices(layout: TokenLayout, before: Tensor) -> Tensor:
-    """The number of each token in its row ``[M]``, forks behind the sequences."""
+    """The number of each token in its row ``[M]``, forks after the sequences."""
     device = before.device
     main = (before[:, None] + torch.arange(layout.length, device=device)).flatten()
     if layout.forks is None:

@@ -39,7 +39,7 @@ def find_folder(path_or_name: str, revision: str | None = None) -> Path:
     model, _, inside = rest.partition("/")
     local = folder.exists() or path_or_name.startswith((".", "/", "~"))
     if local or not model or inside.endswith("/") or ".." in inside.split("/"):
-        raise CheckpointError(f"{path_or_name} is no folder", allowed=_ALLOWED)
+        raise CheckpointError(f"{path_or_name} is not a folder", allowed=_ALLOWED)
     return _from_hub(f"{owner}/{model}", inside, revision)
 
 
@@ -75,7 +75,7 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: str | None
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{name} is neither a folder here nor to be had from the hub",
+            f"{name} is neither a folder here nor a model on the hub that can be fetched",
             where=str(error).splitlines()[0][:200],
             allowed=_ALLOWED,
             way_out="download it first, and give the folder",
@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no mapping but a {type(value).__name__}")
+        raise CheckpointError(f"{path} is not a mapping but a {type(value).__name__}")
     return value
 
 
@@ -165,7 +165,7 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
             way_out="convert it to safetensors",
         ) from error
     if not _is_state_dict(value):
-        raise CheckpointError(f"{path} holds no state dictionary")
+        raise CheckpointError(f"{path} is not a state dictionary")
     return value
 
 

@@ -1,0 +1,92 @@
+"""A backbone's options: what its page says of them, and what is refused."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from refine_pl.backbones import DeltaNet, GatedDeltaNet, LaCT
+from refine_pl.backbones.pretrained import build, class_fields
+from refine_pl.errors import CheckpointError, ConfigError
+
+DOCS = Path(__file__).parents[2] / "docs" / "backbones"
+PAGES = {"delta_net": DeltaNet, "gated_delta_net": GatedDeltaNet, "lact": LaCT}
+
+
+def said_defaults(text):
+    """By field, the default in the tables of a page; one default is for all fields of its row."""
+    said = {}
+    for names, defaults in re.findall(r"^\| (`.*?`) \| (.*?) \|", text, re.M):
+        fields = re.findall(r"`(\w+)`", names)
+        values = [yaml.safe_load(v.replace("none", "null")) for v in defaults.split(", ")]
+        said |= zip(fields, values * len(fields) if len(values) == 1 else values, strict=False)
+    return said
+
+
+def wrong(said, options):
+    return {k: v for k, v in said.items() if k not in options or options[k].default != float_(v)}
+
+
+def float_(value):
+    """YAML reads 1e-6 as a text."""
+    return float(value) if isinstance(value, str) and re.match(r"\d", value) else value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_says_the_defaults(page):
+    options = inspect.signature(PAGES[page].options_class).parameters
+    said = said_defaults((DOCS / f"{page}.md").read_text().split("## The state")[0])
+    assert wrong(said, options) == {}
+    assert len(said) >= 14
+    assert wrong(said | {"norm_eps": 1e-5, "nothing": 1}, options) == {
+        "norm_eps": 1e-5,
+        "nothing": 1,
+    }
+
+
+@pytest.mark.parametrize("cls", PAGES.values())
+def test_every_field_is_described(cls):
+    options = cls.options_class
+    described = "".join(inspect.getdoc(c) for c in options.__mro__[:-1])
+    fields = inspect.signature(options).parameters
+    assert not [name for name in fields if not re.search(rf"^    {name}: ", described, re.M)]
+    assert len(fields) > 20
+    assert inspect.signature(cls) == inspect.signature(options)
+    assert not {*options.fixed, *options.without_effect} & {*fields}
+
+
+@pytest.mark.parametrize("cls", PAGES.values())
+def test_fields_without_effect_are_kept_for_the_export(cls):
+    config = cls(vocab_size=8, hidden_size=32, num_hidden_layers=1, **heads(cls)).config()
+    assert "idle" not in class_fields(config, "here")
+    changed = config | {"fuse_norm": False, "use_cache": False}
+    assert class_fields(changed, "here")["idle"] == {"fuse_norm": False, "use_cache": False}
+    assert build(changed, "here").config() == changed
+
+
+def heads(cls):
+    return {"num_attn_heads": 2, "num_lact_heads": 2} if cls is LaCT else {"num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"qk_norm": "l1"}, "qk_norm='l1' is not supported: it is not known"),
+        ({"backend": "triton"}, "backend='triton' is not supported"),
+        ({"idle": {"fuse_norms": False}}, "did you mean fuse_norm?"),
+        ({"num_heads": 3}, "is not a whole head width"),
+    ],
+    ids=str,
+)
+def test_what_would_be_wrong_is_refused(options, message):
+    with pytest.raises(ConfigError) as caught:
+        DeltaNet.options_class(hidden_size=32, **{"num_heads": 2} | options)
+    assert message in str(caught.value)
+
+
+def test_a_wrong_value_in_a_file_names_the_file():
+    config = DeltaNet(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_heads=2).config()
+    with pytest.raises(CheckpointError, match=r"(?s)qk_norm='l1' is not supported.*config\.json"):
+        build(config | {"qk_norm": "l1"}, "config.json")
