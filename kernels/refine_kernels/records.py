@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 R = TypeVar("R")
@@ -30,25 +31,39 @@ def rows_of(x: Tensor, index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
 
 
-def map_numbers(record: R, function: Callable[[Tensor], Tensor]) -> R:
-    """The same record with the function of every floating-point tensor, however deep inside.
+def cat_rows(*tensors: Tensor) -> Tensor:
+    """Joined along the first dimension."""
+    return torch.cat(tensors)
+
+
+def cat_tokens(*tensors: Tensor) -> Tensor:
+    """Joined along the second dimension."""
+    return torch.cat(tensors, 1)
+
+
+def map_numbers(function: Callable[..., Tensor], record: R, *others: R) -> R:
+    """The function of every floating-point tensor, however deep inside a record.
 
     Args:
+        function: of one tensor, or of as many as there are records: those that belong together.
         record: a dataclass, a named or plain tuple, a tensor; anything else stays as it is.
-        function: of one tensor.
+        others: of the same kind; where one has None, the result has.
     """
-    return _map(record, function)
+    return _map(function, (record, *others))
 
 
-def _map(record: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def _map(function: Callable[..., Tensor], records: Sequence[Any]) -> Any:
+    record = records[0]
+    if any(each is None for each in records):
+        return None
     if isinstance(record, Tensor):
-        return function(record) if record.is_floating_point() else record
+        return function(*records) if record.is_floating_point() else record
     if isinstance(record, tuple):
-        parts = [_map(part, function) for part in record]
+        parts = [_map(function, each) for each in zip(*records, strict=True)]
         return type(record)(*parts) if hasattr(record, "_fields") else tuple(parts)
     if is_dataclass(record) and not isinstance(record, type):
-        values = {f.name: _map(getattr(record, f.name), function) for f in fields(record)}
-        return type(record)(**values)
+        names = [f.name for f in fields(record)]
+        return type(record)(*(_map(function, [getattr(r, n) for r in records]) for n in names))
     return record
 
 
@@ -60,5 +75,5 @@ def numbers(record: object) -> tuple[Tensor, ...]:
         found.append(tensor)
         return tensor
 
-    map_numbers(record, keep)
+    map_numbers(keep, record)
     return tuple(found)

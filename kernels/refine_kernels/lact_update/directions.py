@@ -84,7 +84,7 @@ class _Direction(torch.autograd.Function):
             torch.zeros_like(w) if d is None else d for w, d in zip(weights, grads, strict=False)
         ]
         d_weights = [torch.zeros_like(w) for w in weights]
-        # Left by the chunks after this one, for this one alone: this chunk's part is written into it.
+        # Left by the chunks after this one, for it alone: this chunk's part is written into it.
         d_tokens = Written(
             *(_later(last, x, d) for x, d in zip(tokens, grads[3:], strict=True))  # type: ignore[arg-type]
         )

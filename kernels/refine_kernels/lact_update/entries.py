@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from refine_kernels.lact_update.reading import read
-from refine_kernels.lact_update.weights import FastState, join
+from refine_kernels.lact_update.weights import FastState
+from refine_kernels.records import cat_rows, map_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class Bank:
             return Bank.one_each(states)
         count = self.states.applied.w0.shape[0]
         added = torch.arange(len(rows), device=rows.device) + count
-        return Bank.of(join([self.states, states], torch.cat), self.index.scatter(0, rows, added))
+        return Bank.of(
+            map_numbers(cat_rows, self.states, states), self.index.scatter(0, rows, added)
+        )
 
     def read(self, q: Tensor) -> Tensor:
         """``f(q)`` of each row's set: ``[G, t, H, d]`` to the same shape."""

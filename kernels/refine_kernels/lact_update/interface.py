@@ -18,10 +18,8 @@ from refine_kernels.lact_update.weights import (
     FastTokens,
     FastWeights,
     UpdateRule,
-    both,
-    join,
 )
-from refine_kernels.records import check_shapes, rows_of
+from refine_kernels.records import cat_rows, cat_tokens, check_shapes, map_numbers, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class FastTrail:
         fill = (positions - chunk * size).flatten()
         row = torch.arange(batch, device=positions.device)[:, None].expand_as(positions)
         first, last = int(chunk.min()), int(chunk.max())
-        states = join(self.entering[first : last + 1], torch.cat)  # [chunks * B, H, ...]
+        states = map_numbers(cat_rows, *self.entering[first : last + 1])  # [chunks * B, H, ...]
         bank = Bank.of(states, ((chunk - first) * batch + row).flatten())
         room = size - int(fill.max())
         start = (chunk * size).flatten()
@@ -94,7 +92,7 @@ def lact_update(
             return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
         rows = state.fold()
         index = _aligned(rows.fill, rows.source.k.shape[1], length)
-        tokens = both(rows.source, tokens, lambda a, b: rows_of(torch.cat([a, b], 1), index))
+        tokens = map_numbers(cat_tokens, rows.source, tokens).map(lambda x: rows_of(x, index))
         queries = rows_of(q, _new(rows.fill, tokens.k.shape[1], length))
         entering = rows.bank.states.map(lambda w: w.index_select(0, rows.bank.index))
         output, states = scan(queries, tokens, entering, norms, rule, terms)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from refine_kernels.lact_update.step import newton_schulz
 from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
+from refine_kernels.records import map_numbers
 
 
 def _f(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def _gradient(weights: FastWeights, k: Tensor, v: Tensor, rates: Tensor) -> Fast
     for i in range(k.shape[0]):
         found = torch.func.grad(score, argnums=(0, 1, 2))(*weights, k[i], v[i])
         scaled = (rate * d for rate, d in zip(rates[i], found, strict=True))
-        total = FastWeights(*(a + b for a, b in zip(total, scaled, strict=True)))
+        total = map_numbers(torch.add, total, FastWeights(*scaled))
     return total
 
 
@@ -49,16 +50,17 @@ def lact_reference(
             found = _gradient(applied, tokens.k[here], tokens.v[here], tokens.rates[here])
             if tokens.momentum is not None:
                 keep = tokens.momentum[here].mean()
-                found = FastWeights(*(d + keep * e for d, e in zip(found, last, strict=True)))
+                found = map_numbers(lambda d, e, keep=keep: d + keep * e, found, last)
                 last = found
             if rule.muon is not None:
                 found = found.map(lambda d: newton_schulz(d, d.dtype))
-            main = FastWeights(*(w + d for w, d in zip(main, found, strict=True)))
-            applied = FastWeights(
-                *(
+            main = map_numbers(torch.add, main, found)
+            applied = map_numbers(
+                lambda w, w_0: (
                     w / (w.norm(dim=-1, keepdim=True) + 1e-5) * w_0.norm(dim=-1, keepdim=True)
-                    for w, w_0 in zip(main, initial, strict=True)
-                )
+                ),
+                main,
+                initial,
             )
             if not rule.prenorm:
                 main = applied

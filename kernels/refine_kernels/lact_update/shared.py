@@ -19,9 +19,8 @@ from refine_kernels.lact_update.weights import (
     FastTokens,
     FastWeights,
     UpdateRule,
-    both,
 )
-from refine_kernels.records import rows_of
+from refine_kernels.records import cat_tokens, map_numbers, rows_of
 
 # Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
 FOLD_AT, FOLD_COPIES_AT = 16, 64
@@ -104,7 +103,7 @@ class SharedFastState:
             index = torch.where(inside, offset, own).clamp(max=before + num_own - 1)
             number = torch.arange(len(fill), device=fill.device)[:, None]
             index = index + number * (before + num_own)
-            tokens = both(tokens, rows.own, lambda a, b: torch.cat([a, b], 1))
+            tokens = map_numbers(cat_tokens, tokens, rows.own)
             tokens = tokens.map(lambda x: rows_of(x, index))
         number = torch.arange(len(fill), device=fill.device)
         start = torch.zeros_like(fill)
@@ -147,7 +146,7 @@ class SharedFastState:
     def _append(self, tokens: FastTokens) -> SharedFastState:
         room = self.room - tokens.k.shape[1]
         if self.own is not None:
-            tokens = both(self.own, tokens, lambda a, b: torch.cat([a, b], 1))
+            tokens = map_numbers(cat_tokens, self.own, tokens)
         return replace(self, own=tokens, room=room)
 
     def update(self, norms: FastWeights, rule: UpdateRule) -> SharedFastState:
@@ -198,7 +197,7 @@ class SharedFastState:
             if found is None:
                 found, kept = more, more_kept
             else:
-                found = FastWeights(*(a + b for a, b in zip(found, more, strict=True)))
+                found = map_numbers(torch.add, found, more)
                 kept = None if kept is None or more_kept is None else kept + more_kept
         assert found is not None
         return found, kept

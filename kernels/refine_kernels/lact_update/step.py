@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.lact_update.weights import FastState, FastWeights, UpdateRule
+from refine_kernels.records import map_numbers
 
 _EPS = 1e-5
 
@@ -65,20 +66,15 @@ def step(
     """
     if momentum is not None and state.last is not None:
         keep = momentum[..., None, None]
-        found = FastWeights(
-            *(torch.addcmul(new, old, keep) for new, old in zip(found, state.last, strict=True))
-        )
+        found = map_numbers(lambda new, old: torch.addcmul(new, old, keep), found, state.last)
     last = None if state.last is None else found
     if rule.muon is not None:
         rounded = rule.muon == torch.bfloat16
         dtype = rule.muon if rounded else torch.promote_types(rule.muon, found.w0.dtype)
         found = found.map(lambda d: newton_schulz(d, dtype))
     before = state.applied if state.main is None else state.main
-    added = FastWeights(*(w + d for w, d in zip(before, found, strict=True)))
-    applied = FastWeights(
-        *(
-            w * (norm / (length + _EPS))
-            for w, norm, length in zip(added, norms, row_norms(added), strict=True)
-        )
+    added = map_numbers(torch.add, before, found)
+    applied = map_numbers(
+        lambda w, norm, length: w * (norm / (length + _EPS)), added, norms, row_norms(added)
     )
     return FastState(applied, None if state.main is None else added, last)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from refine_kernels.records import map_numbers
 
 
 class FastWeights(NamedTuple):
@@ -19,7 +21,7 @@ class FastWeights(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FastWeights:
         """The function of each matrix."""
-        return FastWeights(*(function(w) for w in self))
+        return map_numbers(function, self)
 
 
 class FastState(NamedTuple):
@@ -35,22 +37,7 @@ class FastState(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FastState:
         """The function of each matrix."""
-        main = None if self.main is None else self.main.map(function)
-        last = None if self.last is None else self.last.map(function)
-        return FastState(self.applied.map(function), main, last)
-
-
-def join(states: Sequence[FastState], function: Callable[[list[Tensor]], Tensor]) -> FastState:
-    """The function (``torch.stack``, ``torch.cat``) of the matrices that belong together."""
-    parts: list[FastWeights | None] = []
-    for same in zip(*states, strict=True):
-        if any(part is None for part in same):
-            parts.append(None)
-        else:
-            matrices = zip(*same, strict=True)
-            parts.append(FastWeights(*(function(list(each)) for each in matrices)))
-    assert parts[0] is not None
-    return FastState(parts[0], *parts[1:])
+        return map_numbers(function, self)
 
 
 class FastTokens(NamedTuple):
@@ -63,25 +50,11 @@ class FastTokens(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FastTokens:
         """The function of each tensor."""
-        k, v, rates, momentum = (None if x is None else function(x) for x in self)
-        assert k is not None
-        assert v is not None
-        assert rates is not None
-        return FastTokens(k, v, rates, momentum)
+        return map_numbers(function, self)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that there are."""
         return tuple(x for x in self if x is not None)
-
-
-def both(a: FastTokens, b: FastTokens, function: Callable[[Tensor, Tensor], Tensor]) -> FastTokens:
-    """The function of the tensors that belong together."""
-    pairs = zip(a, b, strict=True)
-    k, v, rates, momentum = (None if x is None or y is None else function(x, y) for x, y in pairs)
-    assert k is not None
-    assert v is not None
-    assert rates is not None
-    return FastTokens(k, v, rates, momentum)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,8 @@ class SharedWindow:
         time = torch.arange(earlier, earlier + length, device=device)[:, None]
         own = torch.arange(earlier + length, device=device)
         hidden_own = (own > time) | (own <= time - window)  # [t, o + t]
-        distance = width - torch.arange(width, device=device)  # to the prefix's end
-        hidden = (distance > self.count[:, None])[:, None] | (distance + time >= window)  # [G, t, P]
+        away = width - torch.arange(width, device=device)  # to the prefix's end
+        hidden = (away > self.count[:, None])[:, None] | (away + time >= window)  # [G, t, P]
 
         def by_prefix(x: Tensor) -> Tensor:  # [R, t, H, d] to [G, H, N * t, d]
             return x.unflatten(0, (-1, self.copies)).flatten(1, 2).transpose(1, 2)

@@ -41,11 +41,11 @@ class LayerState:
 
     def select(self, rows: Tensor) -> Self:
         """The rows ``rows [M]`` int64."""
-        return map_numbers(self, lambda x: x[rows])
+        return map_numbers(lambda x: x[rows], self)
 
     def fork(self, n: int) -> Self:
         """Every row ``n`` times, one after the other; override to share between the copies."""
-        return map_numbers(self, lambda x: x.repeat_interleave(n, 0))
+        return map_numbers(lambda x: x.repeat_interleave(n, 0), self)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor of numbers that is held."""
@@ -53,7 +53,7 @@ class LayerState:
 
     def detach(self) -> Self:
         """The same values without their history."""
-        return map_numbers(self, Tensor.detach)
+        return map_numbers(Tensor.detach, self)
 
 
 @dataclass(frozen=True, slots=True)
