@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from refine_kernels.records import map_numbers, numbers
 
 if TYPE_CHECKING:
     from refine_pl.backbones.head import VocabHead
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,17 @@ class TokenLayout:
     mask: Tensor | None = None  # [B, T] bool, real tokens; None when no row is padded
     forks: Forks | None = None
 
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``rows [M, ...]`` as the sequences ``[B, T, ...]`` and the forks ``[B*S*N, L, ...]``."""
-        num_main = self.batch * self.length
-        main = rows[:num_main].unflatten(0, (self.batch, self.length))
+    def split(self, rows: R) -> tuple[R, R | None]:
+        """``rows [M, ...]`` as the sequences ``[B, T, ...]`` and the forks ``[B*S*N, L, ...]``.
+
+        ``rows`` is a tensor, or a record of some.
+        """
+        num_main, size = self.batch * self.length, (self.batch, self.length)
+        main = map_numbers(lambda x: x[:num_main].unflatten(0, size), rows)
         if self.forks is None:
             return main, None
         length = self.forks.tokens.shape[-1]
-        return main, rows[num_main:].unflatten(0, (-1, length))
+        return main, map_numbers(lambda x: x[num_main:].unflatten(0, (-1, length)), rows)
 
     def join(self, main: Tensor, fork: Tensor | None) -> Tensor:
         """The inverse of :meth:`split`."""

@@ -126,14 +126,20 @@ class DeltaRuleLayerTrail(LayerTrail):
         return DeltaRuleState(SharedState(matrix), tuple(c.at(positions) for c in self.convs))
 
 
-class RuleInputs(NamedTuple):
-    """What goes into the recurrence, ``[rows, tokens, heads, width]``."""
+class _Projected(NamedTuple):
+    """What a token brings to the recurrence, ``[rows, tokens, ...]``."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     beta: Tensor  # [rows, tokens, heads]
     log_decay: Tensor | None  # [rows, tokens, heads]
+
+    def masked(self, mask: Tensor) -> _Projected:
+        """The same, where tokens outside of ``mask [rows, tokens]`` write and forget nothing."""
+        decay, real = self.log_decay, mask[..., None]
+        decay = None if decay is None else decay * real.to(decay.dtype)
+        return self._replace(beta=self.beta * real.to(self.beta.dtype), log_decay=decay)
 
 
 class ShortConv(nn.Module):
@@ -205,17 +211,12 @@ class DeltaRuleMixer(Mixer):
         """Mix tokens; see :class:`Mixer`."""
         assert state is None or isinstance(state, DeltaRuleState)
         beta, log_decay = self.strengths(x)
-        qkv = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
-        pairs = [layout.split(part) for part in qkv]
-        main = [pair[0] for pair in pairs]
-        main_beta, fork_beta = layout.split(beta * self.strength_scale)
-        main_decay, fork_decay = (None, None) if log_decay is None else layout.split(log_decay)
-        if layout.mask is not None:  # a token that writes nothing and forgets nothing
-            main_beta = main_beta * layout.mask[..., None].to(main_beta.dtype)
-            if main_decay is not None:
-                main_decay = main_decay * layout.mask[..., None].to(main_decay.dtype)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        main, fork = layout.split(_Projected(q, k, v, beta * self.strength_scale, log_decay))
+        if layout.mask is not None:
+            main = main.masked(layout.mask)
         tails = () if state is None else state.tails
-        inputs = RuleInputs(*self._enter(main, tails), main_beta, main_decay)
+        inputs = self._enter(main, tails)
         convs = self._conv_inputs(main, tails)
         short = layout.length < SHORT and not keep_trail and layout.forks is None
         trail = None
@@ -236,13 +237,10 @@ class DeltaRuleMixer(Mixer):
         end = layout.num_tokens[:, None]
         after = DeltaRuleState(rule_state, tuple(conv.at(end) for conv in convs))
         fork_output = None
-        if layout.forks is not None and trail is not None:
+        if layout.forks is not None and fork is not None and trail is not None:
             forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])
-            fork = [pair[1] for pair in pairs if pair[1] is not None]
-            assert fork_beta is not None
-            fork_inputs = RuleInputs(*self._enter(fork, forked.tails), fork_beta, fork_decay)
             fork_output, _ = delta_rule_shared(
-                *fork_inputs, forked.rule, normalize_qk=self.normalize_qk
+                *self._enter(fork, forked.tails), forked.rule, normalize_qk=self.normalize_qk
             )
         y = self._leave(layout.join(output, fork_output), x)
         return y, after, trail if keep_trail else None
@@ -251,26 +249,25 @@ class DeltaRuleMixer(Mixer):
         return [self.q_conv1d, self.k_conv1d, self.v_conv1d] if self.has_convs else []
 
     def _conv_inputs(
-        self, parts: Sequence[Tensor], tails: Sequence[Tensor | None]
+        self, tokens: _Projected, tails: Sequence[Tensor | None]
     ) -> tuple[_ConvInput, ...]:
-        convs = zip(self._convs(), parts, tails or _NO_TAILS, strict=False)
+        convs = zip(self._convs(), tokens, tails or _NO_TAILS, strict=False)
         return tuple(_ConvInput(part, tail, c.weight.shape[-1]) for c, part, tail in convs)
 
-    def _enter(
-        self, parts: Sequence[Tensor], tails: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Projections ``[R, t, channels]`` to q, k and v of the recurrence ``[R, t, H, width]``."""
+    def _enter(self, tokens: _Projected, tails: Sequence[Tensor | None]) -> _Projected:
+        """Projections ``[R, t, channels]`` to what enters the recurrence ``[R, t, H, width]``."""
+        q, k, v, beta, log_decay = tokens
         if self.has_convs:  # they bring their own SiLU
-            convs = zip(self._convs(), parts, tails or _NO_TAILS, strict=True)
+            convs = zip(self._convs(), (q, k, v), tails or _NO_TAILS, strict=True)
             q, k, v = (conv(part, tail) for conv, part, tail in convs)
         else:
-            q, k, v = parts
             v = F.silu(v)
             if self.silu_qk:
                 q, k = F.silu(q), F.silu(k)
         q = q.unflatten(-1, (self.num_heads, self.key_width))
         k = k.unflatten(-1, (self.num_heads, self.key_width))
-        return *self.activate(q, k), v.unflatten(-1, (self.num_value_heads, self.value_width))
+        v = v.unflatten(-1, (self.num_value_heads, self.value_width))
+        return _Projected(*self.activate(q, k), v, beta, log_decay)
 
     def _leave(self, output: Tensor, x: Tensor) -> Tensor:
         """The recurrence's output ``[M, H, V]`` and the mixer's input to ``[M, D]``."""

@@ -6,8 +6,7 @@ out = o_proj(attention(q, k, v) + silu(scale) norm(f_W(fast q)))
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -167,21 +166,18 @@ class LaCTMixer(Mixer):
         rates = self.lr_proj(x).to(dtype) + math.log(math.expm1(_FRESH_RATE))
         momentum = None if self.momentum_proj is None else self.momentum_proj(x)
         heads, fast_heads = (-1, self.head_width), (self.num_fast_heads, -1)
-        parts = [
+        fast_v, rates = (
+            fast_v.unflatten(-1, fast_heads),
+            F.softplus(rates).unflatten(-1, fast_heads),
+        )
+        tokens = _Projected(
             rotate(q.unflatten(-1, heads), table),
             rotate(k.unflatten(-1, heads), table),
             v.unflatten(-1, heads),
             fast_q,
-            fast_k,
-            fast_v.unflatten(-1, fast_heads),
-            F.softplus(rates).unflatten(-1, fast_heads),
-        ]
-        kept = None if momentum is None else layout.split(momentum)
-        mains, forks = zip(*(layout.split(part) for part in parts), strict=True)
-        main = _projected(mains, None if kept is None else kept[0])
-        if layout.forks is None:
-            return main, None
-        return main, _projected(forks, None if kept is None else kept[1])
+            FastTokens(fast_k, fast_v, rates, momentum),
+        )
+        return layout.split(tokens)
 
     def _enter_fast(self, x: Tensor, table: Tensor) -> Tensor:
         """Queries or keys ``[M, D]`` of the fast weights to ``[M, H, d]``."""
@@ -210,11 +206,6 @@ def _nothing(tokens: FastTokens) -> Tensor:
     """
     zero = tokens.rates[:, :0].sum()
     return zero if tokens.momentum is None else zero + tokens.momentum[:, :0].sum()
-
-
-def _projected(parts: Sequence[Tensor | None], momentum: Tensor | None) -> _Projected:
-    q, k, v, fast_q, fast_k, fast_v, rates = (cast(Tensor, part) for part in parts)
-    return _Projected(q, k, v, fast_q, FastTokens(fast_k, fast_v, rates, momentum))
 
 
 def _initial(options: LaCTOptions) -> LowRankFastWeight | nn.Parameter:

@@ -197,17 +197,14 @@ class StackedLM(FastWeightLM):
             trails.append(trail)
         main, fork = layout.split(self.model.norm(x))
         before = torch.zeros_like(layout.num_tokens) if state is None else state.num_tokens
+        if forks is not None and fork is not None:
+            fork = fork.view(*forks.tokens.shape, self.hidden_size)
         return LMOutput(
             hidden=main,
             state=State(tuple(states), before + layout.num_tokens),
-            fork_hidden=None if fork is None else fork.view(*_shape(forks), self.hidden_size),
+            fork_hidden=fork,
             trail=StateTrail(tuple(trails), before) if keep_trail else None,
         )
-
-
-def _shape(forks: Forks | None) -> torch.Size:
-    assert forks is not None
-    return forks.tokens.shape
 
 
 def _layout(

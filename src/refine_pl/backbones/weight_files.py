@@ -6,7 +6,7 @@ Weights are data: nothing of a checkpoint is ever run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there are none, a shard is missing, or a file is damaged or holds code.
     """
-    for name, read in ((_SAFETENSORS, _read_safetensors), (_BIN, _read_bin)):
+    for name in (_SAFETENSORS, _BIN):
         index = folder / f"{name}.index.json"
         if index.exists():
-            return _read_shards(folder, read, index)
+            return _read_shards(folder, index)
         if (folder / name).exists():
-            return read(folder / name)
+            return _read(folder / name)
     raise CheckpointError(
         f"there are no weights in {folder}",
         allowed=f"{_SAFETENSORS} or {_BIN}, in one file or with an index of shards",
@@ -126,9 +126,7 @@ def some(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _read_shards(
-    folder: Path, read: Callable[[Path], dict[str, Tensor]], index: Path
-) -> dict[str, Tensor]:
+def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping):
         raise CheckpointError(f"{index} has no weight_map", way_out="download the file again")
@@ -136,39 +134,27 @@ def _read_shards(
     for file in dict.fromkeys(weight_map.values()):
         if not (folder / file).exists():
             raise CheckpointError(f"the shard {file} is missing", where=str(index))
-        weights |= read(folder / file)
+        weights |= _read(folder / file)
     absent = [name for name in weight_map if name not in weights]
     if absent:
         raise CheckpointError(f"the shards lack {some(absent)}", where=str(index))
     return weights
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+            raise ValueError("there are values that are not tensors")
+    except Exception as error:  # zip, pickle, storage and safetensors' errors have no common class
         raise CheckpointError(
-            f"{path} is truncated or corrupt: {error}", way_out="download the file again"
-        ) from error
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # zip, pickle and storage errors have no common class
-        raise CheckpointError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0][:200]}",
+            f"{path} is truncated or corrupt, or holds more than tensors: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0][:200]}",
             allowed="tensors only; pickled code is never run",
-            way_out="convert it to safetensors",
+            way_out="download the file again, or convert it to safetensors",
         ) from error
-    if not _is_state_dict(value):
-        raise CheckpointError(f"{path} is not a state dictionary")
-    return value
-
-
-def _is_state_dict(value: Any) -> bool:
-    items: Iterable = value.items() if isinstance(value, Mapping) else [(None, None)]
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items)
+    return weights
