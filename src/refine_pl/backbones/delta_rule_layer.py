@@ -251,7 +251,7 @@ class DeltaRuleMixer(Mixer):
     def _conv_inputs(
         self, tokens: _Projected, tails: Sequence[Tensor | None]
     ) -> tuple[_ConvInput, ...]:
-        convs = zip(self._convs(), tokens, tails or _NO_TAILS, strict=False)
+        convs = zip(self._convs(), tokens[:3], tails or _NO_TAILS, strict=False)
         return tuple(_ConvInput(part, tail, c.weight.shape[-1]) for c, part, tail in convs)
 
     def _enter(self, tokens: _Projected, tails: Sequence[Tensor | None]) -> _Projected:

@@ -166,10 +166,8 @@ class LaCTMixer(Mixer):
         rates = self.lr_proj(x).to(dtype) + math.log(math.expm1(_FRESH_RATE))
         momentum = None if self.momentum_proj is None else self.momentum_proj(x)
         heads, fast_heads = (-1, self.head_width), (self.num_fast_heads, -1)
-        fast_v, rates = (
-            fast_v.unflatten(-1, fast_heads),
-            F.softplus(rates).unflatten(-1, fast_heads),
-        )
+        fast_v = fast_v.unflatten(-1, fast_heads)
+        rates = F.softplus(rates).unflatten(-1, fast_heads)
         tokens = _Projected(
             rotate(q.unflatten(-1, heads), table),
             rotate(k.unflatten(-1, heads), table),
