@@ -7,15 +7,13 @@ from runs import RowsData, every_batch, module, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from refine_pl.callbacks import RolloutRecorder
-from refine_pl.callbacks.recorder import (
-    drop_later_lines,
-    entropy_map,
-    entropy_picture,
-    markdown_table,
-)
-from refine_pl.report.text import plain
+from refine_pl.callbacks.recorder import markdown_table
+from refine_pl.figures.drawing import LIGHT, pixels
+from refine_pl.figures.plots import entropy_figure
+from refine_pl.figures.text import plain
 from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
 from refine_pl.training import Schedule, Stage
+from refine_pl.training.record_files import drop_later_lines
 
 REWARDS = {"similarity": EmbeddingSimilarity(), "match": ExactMatch(weight=0.5)}
 
@@ -61,7 +59,7 @@ def test_the_entropy_is_written_with_the_positions_of_the_rollouts(tmp_path):
         assert entropy["positions"] == own
 
 
-def test_the_first_iteration_of_a_phase_is_written(tmp_path):
+def test_the_first_iteration_of_a_stage_is_written(tmp_path):
     stages = {"a": Stage(2, policy_weight=0.0), "b": Stage(3)}
     recorder = RolloutRecorder(every_n_iterations=100, directory=str(tmp_path))
     train(module(), iterations=99, callbacks=[recorder, Schedule(stages)])
@@ -142,19 +140,19 @@ def test_a_row_without_positions_is_no_crash(tmp_path):
     data = RowsData()
     data.training.rows = [row[:12] for row in data.training.rows]
     train(module(), data, iterations=1, callbacks=[recorder])
-    assert [sample.rows for sample in recorder.kept] == [[]] * 4
+    assert [sample.positions for sample in recorder.kept] == [[]] * 4
     assert markdown_table(recorder.kept[0]).startswith("**document ")
-    assert entropy_map(recorder.kept[0], 1).positions == []
-    picture = entropy_picture(recorder.kept[0], 1)
-    assert picture.shape == (300, 1000, 4)
+    assert recorder.kept[0].entropy.positions == []
+    assert pixels(entropy_figure(recorder.kept[0].entropy, LIGHT)).shape == (300, 1000, 4)
 
 
 def test_the_picture_marks_positions_and_borders(tmp_path):
     recorder = Keep(directory=str(tmp_path))
     train(module(), iterations=1, callbacks=[recorder])
     (sample,) = recorder.kept
-    assert len(sample.entropy) == 72
+    assert len(sample.entropy.entropy) == 72
     assert len(sample.positions) == 2
-    picture = torch.from_numpy(entropy_picture(sample, 1)[..., :3].copy()).long()
+    picture = pixels(entropy_figure(sample.entropy, LIGHT))
+    picture = torch.from_numpy(picture[..., :3].copy()).long()
     red = (picture - torch.tensor([214, 39, 40])).abs().sum(-1) < 30
     assert red.sum() > 50

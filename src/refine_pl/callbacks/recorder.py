@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from refine_pl.figures.drawing import LIGHT, pixels
+from refine_pl.figures.plots import entropy_figure
+from refine_pl.figures.text import plain
 from refine_pl.records import Experience
-from refine_pl.report.drawing import LIGHT, pixels
-from refine_pl.report.entropy import EntropyMap
-from refine_pl.report.figures import entropy_figure
-from refine_pl.report.text import plain
 from refine_pl.selectors.base import segment_bounds, smooth
 from refine_pl.training.module import RefineModule
+from refine_pl.training.record_files import append_records, drop_later_lines
+from refine_pl.training.run_folder import ENTROPY, ROLLOUTS, EntropyMap, Position, Rollout
 from refine_pl.training.schedule import find_schedule
 
-ROLLOUTS, ENTROPY = "rollouts.jsonl", "entropy.jsonl"
+_DIGITS = 4  # after the point, of every entropy in the file
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One document of an iteration, with its rollouts."""
 
-    document: str  # its name
-    entropy: torch.Tensor  # [T] float32, nats, real tokens only
-    positions: list[int]  # where rollouts started
-    num_segments: int  # 0 if positions do not belong to segments
-    offset: int  # of the selector: how far behind the scored token's successor rollouts start
-    rollout_length: int
-    rows: list[dict[str, Any]]  # one for each position, as in the JSON lines
+    entropy: EntropyMap
+    positions: list[Position]
 
 
 class RolloutRecorder(Callback):
-    """Writes down some rollouts every so often, and at the first iteration of a phase.
+    """Writes down some rollouts every so often, and at the first iteration of a stage.
 
-    The JSON lines hold ``iteration, document, position, prefix`` (its last tokens), ``target`` and
-    ``rollouts``: a list of ``text, reward, parts, advantage``; ``entropy.jsonl`` beside them the
-    entropy along each document (:class:`~refine_pl.report.entropy.EntropyMap`). A resumed run
-    writes into a folder of its own; with ``directory`` set, lines of iterations that will be run
-    again are taken out.
+    Each line of ``rollouts.jsonl`` is a :class:`~refine_pl.training.run_folder.Position`, each of
+    ``entropy.jsonl`` an :class:`~refine_pl.training.run_folder.EntropyMap` of one document. A
+    resumed run writes into a folder of its own; with ``directory`` set, lines of iterations that
+    will be run again are taken out.
 
     Args:
         every_n_iterations: how often.
@@ -103,10 +96,9 @@ class RolloutRecorder(Callback):
         if not samples:
             return
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            maps = (entropy_map(sample, pl_module.iteration).as_line() for sample in samples)
-            append_lines(self._folder / ROLLOUTS, (r for sample in samples for r in sample.rows))
-            append_lines(self._folder / ENTROPY, maps)
+            positions = (position for sample in samples for position in sample.positions)
+            append_records(self._folder / ROLLOUTS, positions)
+            append_records(self._folder / ENTROPY, (sample.entropy for sample in samples))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 write_to_tensorboard(logger.experiment, samples, pl_module.iteration)
@@ -118,47 +110,64 @@ class RolloutRecorder(Callback):
 
     def _sample(self, module: RefineModule, experience: Experience, row: int) -> Sample:
         rollouts, batch = experience.rollouts, experience.batch
-        selector = module.refine_step.selector
-        length = int(batch.num_tokens[row])
-        tokens = batch.tokens[row, :length].tolist()
+        tokens = batch.tokens[row, : int(batch.num_tokens[row])].tolist()
         document = batch.documents[row] if batch.documents else f"row {batch.rows[row]}"
-        valid = rollouts.valid[row].tolist()
-        places = [s for s, ok in enumerate(valid) if ok]
-        positions = [int(rollouts.positions.index[row, s]) for s in places]
-        rows = []
-        for s, position in zip(places, positions, strict=True):
-            drawn = [
-                {
-                    "text": decode(module, rollouts.tokens[row, s, n].tolist()),
-                    "reward": _rounded(experience.rewards[row, s, n]),
-                    "parts": {
-                        k: _rounded(v[row, s, n]) for k, v in experience.reward_parts.items()
-                    },
-                    "advantage": _rounded(experience.advantages[row, s, n]),
-                }
-                for n in range(rollouts.tokens.shape[2])
-            ]
-            rows.append(
-                {
-                    "iteration": module.iteration + 1,
-                    "document": document,
-                    "position": position,
-                    "prefix": decode(
-                        module, tokens[max(0, position - self.prefix_tokens) : position]
-                    ),
-                    "target": decode(module, rollouts.targets[row, s].tolist()),
-                    "rollouts": drawn,
-                }
+        positions = []
+        for s in rollouts.valid[row].nonzero().flatten().tolist():
+            start = int(rollouts.positions.index[row, s])
+            prefix = tokens[max(0, start - self.prefix_tokens) : start]
+            positions.append(
+                Position(
+                    module.iteration + 1,
+                    document,
+                    start,
+                    decode(module, prefix),
+                    decode(module, rollouts.targets[row, s].tolist()),
+                    [
+                        _rollout(module, experience, (row, s, n))
+                        for n in range(rollouts.tokens.shape[2])
+                    ],
+                )
             )
-        return Sample(
-            document,
-            experience.entropy[row, :length].float().cpu(),
-            positions,
-            rollouts.tokens.shape[1] if selector.one_per_segment else 0,
-            selector.offset,
-            rollouts.tokens.shape[3],
-            rows,
-        )
+        starts = [position.position for position in positions]
+        return Sample(entropy_map(module, experience, row, document, starts), positions)
+
+
+def _rollout(module: RefineModule, experience: Experience, place: tuple[int, int, int]) -> Rollout:
+    def rounded(values: torch.Tensor) -> float:
+        return round(float(values[place]), 6)
+
+    return Rollout(
+        decode(module, experience.rollouts.tokens[place].tolist()),
+        rounded(experience.rewards),
+        {name: rounded(values) for name, values in experience.reward_parts.items()},
+        rounded(experience.advantages),
+    )
+
+
+def entropy_map(
+    module: RefineModule, experience: Experience, row: int, document: str, starts: list[int]
+) -> EntropyMap:
+    """The entropy along a row, and where rollouts started in it."""
+    rollouts, selector = experience.rollouts, module.refine_step.selector
+    num_tokens = experience.batch.num_tokens[row : row + 1].cpu()
+    entropy = experience.entropy[row : row + 1, : int(num_tokens)].float().cpu()
+    borders: list[int] = []
+    if selector.one_per_segment:
+        borders = segment_bounds(num_tokens, rollouts.tokens.shape[1])[0][0, 1:].tolist()
+    return EntropyMap(
+        module.iteration + 1,
+        document,
+        _rounded(entropy),
+        _rounded(smooth(entropy, num_tokens, rollouts.tokens.shape[3])),
+        starts,
+        [max(start - 1 - selector.offset, 0) for start in starts],
+        borders,
+    )
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, _DIGITS) for value in values[0].tolist()]
 
 
 def decode(module: RefineModule, tokens: list[int]) -> str:
@@ -168,79 +177,27 @@ def decode(module: RefineModule, tokens: list[int]) -> str:
     return str(module.tokenizer.decode(tokens))
 
 
-def append_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows at the end of a file of JSON lines."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def drop_later_lines(file: Path, iteration: int) -> None:
-    """Keep the lines of iterations up to ``iteration``; a line that was cut off is dropped too."""
-    kept = []
-    # Not splitlines: it also splits at separators that JSON leaves inside a string.
-    for line in file.read_text(encoding="utf-8").split("\n"):
-        try:
-            keep = json.loads(line)["iteration"] <= iteration
-        except (ValueError, KeyError, TypeError):
-            keep = False
-        if keep:
-            kept.append(line + "\n")
-    scratch = file.with_suffix(".jsonl.new")
-    scratch.write_text("".join(kept), encoding="utf-8")
-    scratch.replace(file)  # at once, so that an interruption loses nothing
-
-
-def write_to_tensorboard(writer: Any, samples: list[Sample], iteration: int) -> None:
-    """One table of all samples, and one picture for each."""
+def write_to_tensorboard(writer: Any, samples: Sequence[Sample], iteration: int) -> None:
+    """One table of all samples, and one picture for each: ``[height, width, 4]`` uint8."""
     table = "\n\n".join(markdown_table(sample) for sample in samples)
     writer.add_text("rollouts/table", table, iteration)
     for i, sample in enumerate(samples):
         tag = "rollouts/entropy" if len(samples) == 1 else f"rollouts/entropy_{i}"
-        writer.add_image(tag, entropy_picture(sample, iteration), iteration, dataformats="HWC")
+        picture = pixels(entropy_figure(sample.entropy, LIGHT))
+        writer.add_image(tag, picture, iteration, dataformats="HWC")
 
 
 def markdown_table(sample: Sample) -> str:
     """One line for each rollout, in the order of the positions."""
-    parts = list(sample.rows[0]["rollouts"][0]["parts"]) if sample.rows else []
+    parts = list(sample.positions[0].rollouts[0].parts) if sample.positions else []
     names = ["position", "prefix", "target", "rollout", "reward", *parts, "advantage"]
-    lines = [f"**{plain(sample.document)}**", ""]
+    lines = [f"**{plain(sample.entropy.document)}**", ""]
     lines += ["| " + " | ".join(plain(n) for n in names) + " |", "|" + "---|" * len(names)]
-    for row in sample.rows:
-        for n, rollout in enumerate(row["rollouts"]):
-            same = [str(row["position"]), plain(row["prefix"]), plain(row["target"])]
-            cells = [
-                *(same if n == 0 else [""] * 3),
-                plain(rollout["text"]),
-                f"{rollout['reward']:.3f}",
-                *(f"{rollout['parts'][name]:.3f}" for name in parts),
-                f"{rollout['advantage']:+.2f}",
-            ]
+    for row in sample.positions:
+        same = [str(row.position), plain(row.prefix), plain(row.target)]
+        for rollout in row.rollouts:
+            numbers = [f"{value:.3f}" for value in (rollout.reward, *rollout.parts.values())]
+            cells = [*same, plain(rollout.text), *numbers, f"{rollout.advantage:+.2f}"]
             lines.append("| " + " | ".join(cells) + " |")
+            same = [""] * 3  # below the first rollout of a position
     return "\n".join(lines)
-
-
-def entropy_map(sample: Sample, iteration: int) -> EntropyMap:
-    """What ``entropy.jsonl`` and the picture show of a sample."""
-    num_tokens = torch.tensor([len(sample.entropy)])
-    smoothed = smooth(sample.entropy[None], num_tokens, sample.rollout_length)[0]
-    borders: list[int] = []
-    if sample.num_segments:
-        borders = segment_bounds(num_tokens, sample.num_segments)[0][0, 1:].tolist()
-    return EntropyMap(
-        iteration,
-        sample.document,
-        sample.entropy.tolist(),
-        smoothed.tolist(),
-        sample.positions,
-        [max(position - 1 - sample.offset, 0) for position in sample.positions],
-        borders,
-    )
-
-
-def entropy_picture(sample: Sample, iteration: int) -> np.ndarray:
-    """Entropy along a document, segment borders and positions: ``[height, width, 4]`` uint8."""
-    return pixels(entropy_figure(entropy_map(sample, iteration), LIGHT))
-
-
-def _rounded(value: torch.Tensor) -> float:
-    return round(float(value), 6)

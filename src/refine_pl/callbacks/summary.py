@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from refine_pl.errors import DataError
+from refine_pl.training.metrics import closing_names, format_value, title_of
 from refine_pl.training.module import RefineModule
+from refine_pl.training.record_files import read_record, write_json
+from refine_pl.training.run_folder import SUMMARY, Summary, Validation, folder_of
 from refine_pl.training.schedule import find_schedule
-
-# The metric, what it is called here, and its format.
-ROWS = (
-    ("val/ntp_loss", "NTP loss, nats per token", "{:.4f}"),
-    ("val/accuracy", "accuracy, most likely token", "{:.2%}"),
-    ("val/exact_match", "exact match of rollout tokens", "{:.2%}"),
-    ("val/sft_loss", "loss of answers, nats per token", "{:.4f}"),
-    ("val/answer_accuracy", "accuracy of answer tokens", "{:.2%}"),
-    ("val/score", "score of own answers", "{:.2%}"),
-    ("val/reward", "reward of rollouts", "{:.4f}"),
-)
-PART = "val/reward_"
-FILE = "summary.json"
 
 
 class RunSummary(Callback):
@@ -37,16 +29,16 @@ class RunSummary(Callback):
     """
 
     def __init__(self) -> None:
-        self.entries: list[dict[str, Any]] = []
+        self.validations: list[Validation] = []
         self._folder: Path | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The validations so far, so that a resumed run shows them too."""
-        return {"entries": self.entries}
+        return {"entries": [asdict(validation) for validation in self.validations]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the validations of the run that is resumed."""
-        self.entries = list(state_dict["entries"])
+        self.validations = [Validation(**entry) for entry in state_dict["entries"]]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder; every process must ask for it."""
@@ -56,65 +48,58 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for a validation between the checkpoint and the next batch: it is not run again."""
         assert isinstance(pl_module, RefineModule)
-        iterations = {entry["iteration"] for entry in self.entries}
+        iterations = {validation.iteration for validation in self.validations}
         if trainer.ckpt_path is not None and pl_module.iteration not in iterations:
-            run = Path(trainer.ckpt_path).absolute().parent.parent
-            self.entries += recorded(run, pl_module.iteration)
+            self.validations += recorded(folder_of(trainer.ckpt_path), pl_module.iteration)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the numbers of a validation inside ``fit``."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, RefineModule)
+        now = pl_module.iteration
         schedule = find_schedule(trainer)
-        label = schedule.boundary(pl_module.iteration) if schedule is not None else None
+        label = schedule.boundary(now) if schedule is not None else None
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        entry = {"label": label, "iteration": pl_module.iteration, "metrics": values}
-        self.entries = [e for e in self.entries if e["iteration"] < pl_module.iteration]
-        self.entries.append(entry)
+        earlier = [validation for validation in self.validations if validation.iteration < now]
+        self.validations = [*earlier, Validation(label, now, values)]
         if trainer.is_global_zero and self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"validations": self.entries}, indent=2)
-            (self._folder / FILE).write_text(text + "\n", encoding="utf-8")
+            write_json(self._folder / SUMMARY, Summary(self.validations))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, the run folder and how to look at it."""
         if not trainer.is_global_zero:
             return
         console = Console(highlight=False)
-        if self.entries:
-            console.print(summary_table(self.entries))
+        if self.validations:
+            console.print(summary_table(self.validations))
         if self._folder is not None:
             console.print(f"run folder   {self._folder}", soft_wrap=True)
-            console.print(
-                f"look at it   tensorboard --logdir {self._folder.parent}", soft_wrap=True
-            )
+            command = f"tensorboard --logdir {self._folder.parent}"
+            console.print(f"look at it   {command}", soft_wrap=True)
 
 
-def recorded(folder: Path, iteration: int) -> list[dict[str, Any]]:
+def recorded(folder: Path, iteration: int) -> list[Validation]:
     """The validation after ``iteration`` iterations in a run folder's record, or none.
 
-    A record that is missing or damaged is no reason to refuse a resume.
+    A record that is missing or damaged is not a reason to refuse a resume.
     """
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return [entry for entry in content["validations"] if entry["iteration"] == iteration][-1:]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_record(folder / SUMMARY, Summary).validations
+    except DataError:
         return []
+    return [validation for validation in found if validation.iteration == iteration][-1:]
 
 
-def summary_table(entries: list[dict[str, Any]]) -> Table:
-    """One column for each named validation, or for the first and the last if none has a name."""
-    named = [entry for entry in entries if entry["label"]]
-    columns = named or [entries[0], *entries[1:][-1:]]
+def summary_table(validations: Sequence[Validation]) -> Table:
+    """One column for each validation at a border of stages, or for the first and the last."""
+    columns = Summary(list(validations)).at_borders()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("held out")
-    for entry in columns:
-        table.add_column(entry["label"] or f"iteration {entry['iteration']}", justify="right")
-    parts = sorted({name for entry in columns for name in entry["metrics"] if PART in name})
-    own = [(name, f"  {name.removeprefix(PART)}", "{:.4f}") for name in parts]
-    for name, title, form in [*ROWS, *(own if len(own) > 1 else [])]:
-        values = [entry["metrics"].get(name) for entry in columns]
-        if any(value is not None for value in values):
-            table.add_row(title, *("-" if v is None else form.format(v) for v in values))
+    for validation in columns:
+        table.add_column(validation.name, justify="right")
+    for name in closing_names(name for validation in columns for name in validation.metrics):
+        values = (validation.metrics.get(name) for validation in columns)
+        table.add_row(title_of(name), *(format_value(name, value) for value in values))
     return table

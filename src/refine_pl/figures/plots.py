@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refine_pl.report.drawing import LINES, Theme, label, legend, new_axes
-from refine_pl.report.entropy import EntropyMap
-from refine_pl.report.text import shortened
+from refine_pl.figures.drawing import LINES, Theme, label, legend, new_axes
+from refine_pl.training.run_folder import EntropyMap
+from refine_pl.figures.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,227 @@
+"""What lies in a run folder: the names of its files, and what they hold.
+
+The files are read and written by :mod:`~refine_pl.training.record_files`: the fields of a record
+are the keys in its file. Nothing here needs Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.yaml"  # the resolved settings of a run
+CHECKPOINTS = "checkpoints"  # the folder of them
+EVENTS = "events.out.tfevents.*"  # TensorBoard's files
+SUMMARY = "summary.json"  # Summary
+ROLLOUTS = "rollouts.jsonl"  # a Position on each line
+ENTROPY = "entropy.jsonl"  # an EntropyMap on each line
+ANSWERS = "answers.jsonl"  # of refine-pl test: an Answer on each line
+PREDICTIONS = "predictions.jsonl"  # of refine-pl predict: an Answer without references and score
+SCORES = "scores.json"  # Scores
+CARD = "card.json"  # what an evaluation was made with
+SWEEP = "sweep.json"  # SweepIndex
+
+TRAINING_FILES = (SUMMARY, ROLLOUTS, ENTROPY)  # only training writes them
+EVALUATION_FILES = (ANSWERS, PREDICTIONS, SCORES, CARD)
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The numbers of one validation."""
+
+    label: str | None  # such as "after warm-up"; None inside a stage
+    iteration: int
+    metrics: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """What a column is called."""
+        return self.label or f"iteration {self.iteration}"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The validations of a run, in their order."""
+
+    validations: list[Validation]
+
+    def at_borders(self) -> list[Validation]:
+        """Those at the borders of stages; the first and the last if none lies there."""
+        named = [validation for validation in self.validations if validation.label]
+        return named or [*self.validations[:1], *self.validations[1:][-1:]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A sampled continuation."""
+
+    text: str
+    reward: float  # the weighted sum
+    parts: dict[str, float]  # each reward before its weight
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a document where rollouts started."""
+
+    iteration: int  # from 1
+    document: str  # its name
+    position: int  # index of the first rollout token
+    prefix: str  # the last tokens before it
+    target: str  # the true continuation
+    rollouts: list[Rollout]
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyMap:
+    """Entropy along one document. Letters: ``T`` tokens of the document, ``P`` positions of it."""
+
+    iteration: int  # from 1
+    document: str  # its name
+    entropy: list[float]  # T, nats; entropy[t] is that of the token after t
+    smoothed: list[float]  # T, nats, as the selector scores them
+    positions: list[int]  # P, index of the first rollout token
+    scored: list[int]  # P, the token whose smoothed entropy stands for the position
+    borders: list[int]  # first tokens of all segments but the first; empty without segments
+
+    def __post_init__(self) -> None:
+        """Refuse lists that do not belong together."""
+        if len(self.entropy) != len(self.smoothed):
+            raise ValueError("entropy and smoothed have unequal lengths")
+        if any(not 0 <= token < len(self.entropy) for token in self.scored):
+            raise ValueError("scored names tokens that the document does not have")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered to a row, and how good that was."""
+
+    id: str
+    output: str
+    num_tokens: int  # of the output
+    prompt_tokens: int
+    cut_tokens: int  # taken out of the middle of the prompt
+    finish: str  # eos, stop or length
+    task: str = ""
+    length: int | None = None  # of the set that the row belongs to, tokens
+    references: list[str] = field(default_factory=list)
+    score: float | None = None  # by the released rule; None where nothing scores it
+
+    def __post_init__(self) -> None:
+        """Refuse a score that is not in [0, 1]."""
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"score is {self.score}: it lies between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The mean of one rule over the rows of one task and length, percent."""
+
+    task: str
+    length: int | None
+    rule: str
+    rows: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The mean of the means of several tasks, percent."""
+
+    name: str
+    tasks: int
+    rows: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """All numbers of an evaluation."""
+
+    rows: int
+    results: list[Result]  # the released rule of a task comes before its further ones
+    averages: list[Average] = field(default_factory=list)
+    interval: dict[str, Any] = field(default_factory=dict)  # level, resamples, method
+
+    def result(self, task: str, length: int | None) -> Result | None:
+        """By the released rule, which is the first one."""
+        return next((r for r in self.results if (r.task, r.length) == (task, length)), None)
+
+
+@dataclass(slots=True)
+class SweepTest:
+    """The evaluation after a run of a sweep."""
+
+    folder: str  # from the sweep's
+    status: str = "pending"  # pending, running, done, failed
+    seconds: float | None = None  # of all attempts
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class SweepEntry:
+    """One run of a sweep."""
+
+    overlay: str
+    group: str
+    seed: int
+    run: str  # its folder, from the sweep's
+    status: str = "pending"  # pending, running, done, failed
+    seconds: float | None = None  # of all attempts
+    error: str | None = None
+    test: SweepTest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOverlay:
+    """What an overlay changes: settings by dotted key."""
+
+    overlay: str
+    group: str
+    file: str | None
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepBase:
+    """The recipe of a sweep."""
+
+    configs: list[str]
+    options: list[str] = field(default_factory=list)
+    resolved: dict[str, Any] = field(default_factory=dict)  # all settings, seeds left out
+
+
+@dataclass(slots=True)
+class SweepIndex:
+    """What a sweep is made of, and how far it has come."""
+
+    base: SweepBase
+    entries: list[SweepEntry]  # in the order in which they are run
+    evaluation: str | None = None  # configuration of a test after each run
+    overlays: list[SweepOverlay] = field(default_factory=list)
+
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """The run folder that a checkpoint lies in."""
+    return Path(checkpoint).absolute().parent.parent
+
+
+def stages_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The stages of the schedule in the settings of a run, by name; empty without a schedule."""
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    own = (callback.get("init_args") for callback in callbacks if isinstance(callback, Mapping))
+    for schedule in (config.get("schedule"), *own):
+        stages = (schedule or {}).get("stages") or (schedule or {}).get("phases")
+        if isinstance(stages, list):
+            stages = {stage["name"]: stage for stage in stages}
+        if stages:
+            return dict(stages)
+    return {}
