@@ -13,12 +13,11 @@ from command_line import run, write_config, write_documents
 from report_runs import evaluation_run, sweep, training_run, write_lines
 
 from refine_pl.evaluation.bootstrap import paired_difference
+from refine_pl.figures.plots import running_mean
 from refine_pl.report import paper
-from refine_pl.report.figures import running_mean
-from refine_pl.report.metrics import metric_of, shown
 from refine_pl.report.runs import labels
 from refine_pl.report.settings import differences, of_one_class
-from refine_pl.training.metrics import metrics
+from refine_pl.training.metrics import format_value, metric_of, metrics
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{ 7 * 7 }} | *b* \\"
 SECTIONS = [
@@ -153,7 +152,7 @@ def test_runs_and_what_differs_between_them(whole):
 def test_validations_before_and_after(whole):
     text = whole[3].text("validation")
     assert "held out before after warm-up after refine" in text
-    assert "iteration 2" not in text  # inside a phase
+    assert "iteration 2" not in text  # inside a stage
     assert "next-token loss, nats per token 5.5000 5.8000 6.1000" in text
     assert "exact match of rollout tokens 2.00% 32.00% 62.00%" in text
     assert "The last validation of each run" in text
@@ -163,7 +162,7 @@ def test_curves_are_overlaid_and_still_ones_only_named(whole):
     out, _, _, page, _ = whole
     names = {path.stem for path in (out / "figures").iterdir()}
     assert {"curve_train_ntp_loss", "curve_reward_total_mean", "curve_mine_own"} <= names
-    assert not {"curve_policy_ratio", "curve_reward_total_std", "curve_run_phase"} & names
+    assert not {"curve_policy_ratio", "curve_reward_total_std", "curve_run_stage"} & names
     assert "policy/ratio 1.0000" in page.text("curves")
     assert {"rewards_0_match", "rewards_1_match", "entropy_0_1", "entropy_0_3"} <= names
 
@@ -307,12 +306,12 @@ def refused(*argv):
 def test_folders_that_are_no_runs(tmp_path):
     assert "there is no folder" in refused(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    assert "is no run folder" in refused(tmp_path / "empty")
+    assert "is not a run folder" in refused(tmp_path / "empty")
     first = training_run(tmp_path / "runs" / "tiny" / "version_2")
     second = training_run(tmp_path / "runs" / "tiny" / "version_10")
     for folder in (tmp_path / "runs", tmp_path / "runs" / "tiny"):
         message = refused(folder)
-        assert f"is no run itself but holds 2: {first}, {second}" in message
+        assert f"is not a run itself but holds 2: {first}, {second}" in message
         assert f"refine-pl report {second}" in message
     assert f"runs in {tmp_path / 'runs' / 'tiny'}: {first}" in refused(
         tmp_path / "runs" / "tiny" / "version_3"
@@ -335,36 +334,39 @@ def change(key, value):
 
 DAMAGED = {
     "rollouts.jsonl": [
-        (lambda text: "{}\n" + text, "line 1: rollouts is missing"),
-        (lambda text: "nonsense\n" + text, "line 1 of rollouts.jsonl is no JSON object"),
-        (change("rollouts", [{"text": "a"}]), "reward is missing: rollouts[0]"),
+        (lambda text: "{}\n" + text, "line 1: iteration is missing"),
+        (lambda text: "nonsense\n" + text, "line 1 of rollouts.jsonl is not a JSON object"),
+        (change("rollouts", [{"text": "a"}]), "rollouts[0].reward is missing"),
     ],
     "entropy.jsonl": [
         (change("entropy", [1.0]), "unequal lengths"),
         (change("scored", [99]), "tokens that the document does not have"),
-        (change("borders", ["x"]), "borders holds 'x'"),
+        (change("borders", ["x"]), "borders[0] is 'x'"),
     ],
     "summary.json": [
-        (lambda text: text[:40], "summary.json is no JSON"),
-        (lambda _: "[]", "no JSON object but list"),
+        (lambda text: text[:40], "summary.json is not JSON"),
+        (lambda _: "[]", "not hold a JSON object but list"),
         (lambda _: "{}", "validations is missing"),
     ],
     "config.yaml": [
-        (lambda _: "a: [1", "config.yaml is no YAML"),
-        (lambda _: "1", "config.yaml holds no mapping"),
+        (lambda _: "a: [1", "config.yaml is not YAML"),
+        (lambda _: "1", "config.yaml does not hold a mapping"),
     ],
     "answers.jsonl": [
         (lambda text: text + text, "is there twice"),
         (change("score", 1.5), "score is 1.5"),
         (change("output", 3), "output is 3"),
-        (change("references", [1]), "references holds something"),
+        (change("references", [1]), "references[0] is 1"),
     ],
     "scores.json": [
-        (lambda _: '{"rows": 1, "results": [{"task": "a"}]}', "rule is missing"),
+        (lambda _: '{"rows": 1, "results": [{"task": "a"}]}', "results[0].length is missing"),
         (lambda _: "\udcff", "scores.json cannot be read"),
     ],
-    "card.json": [(lambda _: "null", "card.json holds no JSON object")],
-    "sweep.json": [(lambda _: '{"entries": []}', "the sweep has no entries")],
+    "card.json": [(lambda _: "null", "card.json does not hold a JSON object")],
+    "sweep.json": [
+        (lambda _: '{"base": {"configs": []}, "entries": []}', "the sweep has no entries"),
+        (lambda _: '{"base": {"configs": []}, "entries": [{}]}', "entries[0].overlay is missing"),
+    ],
 }
 
 
@@ -444,17 +446,18 @@ def test_every_scalar_is_known():
     assert len(names) >= 40
     assert metric_of("mine/own") is None
     assert metric_of("reward/total/mean").title != metric_of("reward/mine/mean").title
-    assert shown("policy/approx_kl", -1e-9) == "0.0000"
+    assert format_value("policy/approx_kl", -1e-9) == "0.0000"
 
 
 def test_the_papers_averages_are_those_of_its_tasks():
-    rows = [row for row in paper.LONG_BENCH.rows if row.scores]
+    rows = [scores for stages in paper.LONG_BENCH.scores.values() for scores in stages.values()]
     assert len(rows) == 10
-    for row in rows:
-        tasks = [row.scores[task, None] for task in paper.LONGBENCH]
-        assert np.mean(tasks) == pytest.approx(row.scores[paper.AVERAGE, None], abs=0.1)
-    assert len(paper.NIAH.rows) == 6
-    assert len(paper.QA.rows) == 16
+    for scores in rows:
+        tasks = [scores[task, None] for task in paper.LONGBENCH]
+        assert np.mean(tasks) == pytest.approx(scores[paper.AVERAGE, None], abs=0.1)
+    for table, stages in ((paper.NIAH, 3), (paper.QA, 8)):
+        assert [len(found) for found in table.scores.values()] == [stages] * 2
+        assert list(table.scores) == ["LaCT-760M", "DeltaNet-1.3B"]
 
 
 def test_short_names_differ():

@@ -40,7 +40,7 @@ print(*sys.argv[1:])
 if sys.argv[1] == "test":
     out = Path(words["--out"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.json").write_text("{}")
+    (out / "scores.json").write_text('{"rows": 0, "results": []}')
     sys.exit(3 if Path("no_test").exists() else 0)
 place = [words[f"--trainer.logger.init_args.{n}"] for n in ("save_dir", "name", "version")]
 run = Path(*place)

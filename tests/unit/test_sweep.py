@@ -7,12 +7,14 @@ import zipfile
 
 import pytest
 
-from refine_pl.errors import ConfigError
-from refine_pl.sweep import changes, find_overlays, newest_checkpoint, results_table
+from refine_pl.errors import ConfigError, DataError
+from refine_pl.figures.text import duration
+from refine_pl.sweep import changes, check_effect, find_overlays, newest_checkpoint, results_table
 from refine_pl.sweep.index import Index
-from refine_pl.sweep.loop import duration
+from refine_pl.sweep.overlays import Overlay
 from refine_pl.sweep.process import clear, prepare, reason, run_logged
-from refine_pl.sweep.table import mean_score, spread
+from refine_pl.sweep.table import last_numbers, spread, with_mean_score
+from refine_pl.training.run_folder import SweepBase, SweepEntry
 
 
 @pytest.fixture
@@ -109,29 +111,62 @@ def test_changes():
     assert changes(before, before) == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"base": {}}'])
-def test_a_damaged_index_is_named(tmp_path, text):
+def test_an_overlay_that_every_stage_overrides_has_no_effect():
+    overlay = Overlay("length", "1", None)
+    changed = {"model.rollout_length": 1, "model.selector.init_args.selection_temperature": 2.0}
+    stages = {
+        "one": {"iterations": 1, "rollout_length": 3, "policy_weight": None},
+        "two": {"iterations": 1, "ramp": {"rollout_length": [1, 3]}},
+    }
+    with pytest.raises(ConfigError, match=r"model\.rollout_length of length/1 has no effect"):
+        check_effect(overlay, changed, {"schedule": {"stages": stages}})
+    stages["two"] = {"iterations": 1, "settings": {"selector.selection_temperature": 1.0}}
+    check_effect(overlay, changed, {"schedule": {"stages": stages}})
+    stages["one"] = {"iterations": 1, "ramp": {"selector.selection_temperature": [2.0, 1.0]}}
+    with pytest.raises(ConfigError, match=r"its own selector\.selection_temperature"):
+        check_effect(overlay, changed, {"schedule": {"stages": stages}})
+    check_effect(overlay, changed, {"trainer": {"callbacks": None}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("[]", "does not hold a JSON object but list"),
+        ('{"base": {}}', "base.configs is missing"),
+        ('{"base": {"configs": []}}', "entries is missing"),
+        ('{"base": {"configs": []}, "entries": [{"overlay": 1}]}', "entries[0].overlay is 1"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, text, message):
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"sweep\.json is damaged"):
-        Index.read(tmp_path, {})
+    with pytest.raises(DataError) as error:
+        Index.read(tmp_path, SweepBase([]))
+    assert message in str(error.value)
+    assert str(tmp_path / "sweep.json") in str(error.value)
 
 
 def test_numbers_of_seeds(tmp_path):
-    assert spread([1.0, 2.0, float("nan")], 2) == "1.50 ± 0.71"
-    assert spread([1.0], 1) == "1.0"
-    assert spread([], 1) == "-"
-    entry = {"group": "a", "overlay": "b", "status": "done", "run": "nowhere"}
-    failed = entry | {"status": "failed"}
+    assert spread("score", [1.0, 2.0, float("nan")]) == ("1.5", "± 0.7")
+    assert spread("val/accuracy", [0.1, 0.2]) == ("15.00%", "± 7.07%")
+    assert spread("val/ntp_loss", [1.0]) == ("1.0000", "")
+    assert spread("val/ntp_loss", []) == ("–", "")
+    entry = SweepEntry("b", "a", 0, "nowhere", "done")
+    failed = SweepEntry("b", "a", 1, "nowhere", "failed")
     assert results_table(tmp_path, [entry, failed]).row_count == 1
-    (tmp_path / "test").mkdir()
+    (tmp_path / "nowhere" / "test").mkdir(parents=True)
+    interval = {"rows": 2, "low": 0, "high": 100}
     results = [
-        {"task": "a", "length": 1, "rule": "released", "mean": 10.0},
-        {"task": "a", "length": 1, "rule": "further", "mean": 90.0},
-        {"task": "b", "length": None, "rule": "released", "mean": 20.0},
+        {"task": "a", "length": 1, "rule": "released", "mean": 10.0} | interval,
+        {"task": "a", "length": 1, "rule": "further", "mean": 90.0} | interval,
+        {"task": "b", "length": None, "rule": "released", "mean": 20.0} | interval,
     ]
-    (tmp_path / "test" / "scores.json").write_text(json.dumps({"results": results}))
-    assert mean_score(tmp_path / "test") == {"score": 15.0}
-    tested = entry | {"test": {"status": "done", "folder": "test"}}
-    (column,) = results_table(tmp_path, [tested]).columns[2:]
-    assert list(column.cells) == ["15.0"]
+    scores = json.dumps({"rows": 4, "results": results})
+    (tmp_path / "nowhere" / "test" / "scores.json").write_text(scores)
+    numbers = last_numbers(tmp_path / "nowhere")
+    assert numbers == {"score a 1": 10.0, "score b": 20.0}
+    assert with_mean_score(numbers)["score"] == 15.0
+    assert with_mean_score({}) == {}
+    (column,) = results_table(tmp_path, [entry]).columns[2:]
+    assert (column.header, list(column.cells)) == ("test score, %", ["15.0"])
     assert [duration(s) for s in (3, 300, 9000)] == ["3 s", "5 min", "2.5 h"]

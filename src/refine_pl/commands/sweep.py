@@ -21,7 +21,8 @@ from refine_pl.sweep import (
     results_table,
     run_sweep,
 )
-from refine_pl.sweep.loop import needs_fit, needs_test
+from refine_pl.sweep.loop import is_due
+from refine_pl.training.run_folder import SweepBase, SweepEntry
 
 _HELP = """Runs a recipe with each overlay and each seed, one after the other, each run in a process
 and a folder of its own: OUT/GROUP/OVERLAY/seed_S. The group is the name of the overlay's folder.
@@ -57,11 +58,11 @@ def main(argv: Sequence[str]) -> int:
         [name for name in _SEEDED if _has(base, name)],
         args.eval,
     )
-    content = {"configs": args.config, "options": options, "resolved": _shared(base)}
+    recipe = SweepBase(args.config, options, _shared(base))
 
-    def entries() -> tuple[Index, list[dict[str, Any]]]:
-        index = Index.read(folder, content)
-        index.check(content["resolved"], variants, args.eval)
+    def entries() -> tuple[Index, list[SweepEntry]]:
+        index = Index.read(folder, recipe)
+        index.check(recipe.resolved, variants, args.eval)
         return index, index.include(variants, args.seeds, args.eval)
 
     index, asked = entries()
@@ -203,15 +204,15 @@ def _has(values: Any, key: str) -> bool:
     return True
 
 
-def _show_commands(sweep: Sweep, asked: Sequence[dict[str, Any]], retry: bool) -> None:
+def _show_commands(sweep: Sweep, asked: Sequence[SweepEntry], retry: bool) -> None:
     for entry in asked:
-        if needs_fit(entry, retry):
+        if is_due(entry, retry):
             _say(shlex.join(["refine-pl", *sweep.fit(entry)]), "\n")
-        if needs_test(entry, retry):
-            _say(shlex.join(["refine-pl", *sweep.test(entry)]), "\n")
+        if entry.test is not None and is_due(entry.test, retry):
+            _say(shlex.join(["refine-pl", *sweep.test(entry.test)]), "\n")
 
 
-def _show_results(folder: Path, asked: Sequence[dict[str, Any]]) -> None:
+def _show_results(folder: Path, asked: Sequence[SweepEntry]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)

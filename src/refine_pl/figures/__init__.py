@@ -1,1 +1,1 @@
-"""Drawing, for reports and for TensorBoard: how figures look, what they show, text made harmless."""
+"""Drawing, for reports and for TensorBoard: how figures look, what they show, safe text."""

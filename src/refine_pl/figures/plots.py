@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refine_pl.figures.drawing import LINES, Theme, label, legend, new_axes
-from refine_pl.training.run_folder import EntropyMap
 from refine_pl.figures.text import shortened
+from refine_pl.training.run_folder import EntropyMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

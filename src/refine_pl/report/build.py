@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from refine_pl.errors import ConfigError
-from refine_pl.report.drawing import DARK, LIGHT, Picture
+from refine_pl.figures.drawing import DARK, LIGHT, Picture
 from refine_pl.report.html import render_html
 from refine_pl.report.markdown import FIGURES, figures_of, render_markdown
-from refine_pl.report.page import Page
-from refine_pl.report.runs import Run, open_runs
-from refine_pl.report.sections.ablation import ablation_sections
-from refine_pl.report.sections.comparison import comparison_section
-from refine_pl.report.sections.evaluation import evaluation_section
-from refine_pl.report.sections.overview import runs_section, settings_section
-from refine_pl.report.sections.rollouts import entropy_section, rewards_section, rollouts_section
-from refine_pl.report.sections.training import curves_section, validation_section
+from refine_pl.report.page import Block, Page, Section
+from refine_pl.report.reading import Run
+from refine_pl.report.runs import open_runs
+from refine_pl.report.sections.ablation import ablations
+from refine_pl.report.sections.comparison import comparisons
+from refine_pl.report.sections.evaluation import evaluations
+from refine_pl.report.sections.overview import overview
+from refine_pl.report.sections.rollouts import entropy_maps, reward_distributions, rollouts
+from refine_pl.report.sections.settings import differing_settings
+from refine_pl.report.sections.training import curves, validations
 
 HTML, MARKDOWN = "report.html", "report.md"
+
+SECTIONS: dict[str, Callable[[Sequence[Run]], Iterator[Block]]] = {
+    "Runs": overview,
+    "Settings that differ": differing_settings,
+    "Validation": validations,
+    "Evaluation": evaluations,
+    "Comparison": comparisons,
+    "Ablations": ablations,
+    "Curves": curves,
+    "Reward distributions": reward_distributions,
+    "Entropy maps": entropy_maps,
+    "Rollouts": rollouts,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +70,14 @@ def write_report(folders: Sequence[str], out: str) -> Written:
 
 def lay_out(runs: Sequence[Run]) -> Page:
     """All sections that these runs have something for."""
-    found = [
-        runs_section(runs),
-        settings_section(runs),
-        validation_section(runs),
-        evaluation_section(runs),
-        comparison_section(runs),
-        *ablation_sections(runs),
-        curves_section(runs),
-        rewards_section(runs),
-        entropy_section(runs),
-        rollouts_section(runs),
-    ]
     names = [run.label for run in runs]
     title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    made = time.strftime("%Y-%m-%d %H:%M")
+    found = [Section(name, list(blocks(runs))) for name, blocks in SECTIONS.items()]
     return Page(
         f"Report: {title}",
-        f"refine-pl {_version()}, {made}",
+        f"refine-pl {_version()}, {time.strftime('%Y-%m-%d %H:%M')}",
         names,
-        [section for section in found if section is not None],
+        [section for section in found if section.blocks],
     )
 
 
@@ -87,14 +90,13 @@ def _version() -> str:
 
 def _write(page: Page, folder: Path) -> Written:
     drawn: dict[str, bytes] = {}
-    figures = []
     for picture in page.pictures():
-        file = folder / FIGURES / f"{picture.name}.png"
-        if file in figures:
+        if picture.name in drawn:
             raise AssertionError(f"two figures are called {picture.name}")
         drawn[picture.name] = picture.png(LIGHT)
-        file.write_bytes(drawn[picture.name])
-        figures.append(file)
+    figures = [folder / FIGURES / f"{name}.png" for name in drawn]
+    for file, content in zip(figures, drawn.values(), strict=True):
+        file.write_bytes(content)
 
     def png(picture: Picture, dark: bool) -> bytes:
         return picture.png(DARK) if dark else drawn[picture.name]

@@ -1,15 +1,16 @@
 """What a report is made of. HTML and Markdown are written from the same blocks.
 
-All text is text: nothing in it is markup, whoever wrote it.
+All text is text: nothing in it is markup, whoever wrote it. A string is a paragraph.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
-from refine_pl.report.drawing import Picture
+from refine_pl.figures.drawing import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +18,11 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    detail: str = ""  # shown smaller behind it, such as an interval
+    detail: str = ""  # shown smaller after it, such as an interval
     run: int | None = None  # a mark in the colour of this run
     strong: bool = False
+    before: str = ""  # shown fainter before it: the prefix of a target
+    tone: str = ""  # of model text: true or drawn; of a number: better or worse
 
 
 Row = Sequence["Cell | str"]
@@ -29,80 +32,50 @@ Row = Sequence["Cell | str"]
 class Table:
     """Rows below a header."""
 
+    kind: ClassVar = "table"
     columns: Row
     rows: Sequence[Row]
     caption: str = ""
-    text_columns: int = 1  # so many are words, the others are numbers
+    text_columns: int = 1  # this many are words, the others are numbers
     separated: frozenset[int] = frozenset()  # rows with a line above them
-    kind: str = "table"
-
-
-@dataclass(frozen=True, slots=True)
-class Paragraph:
-    """A few sentences."""
-
-    text: str
-    kind: str = "paragraph"
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
     """What is missing or must be known to read the rest rightly."""
 
+    kind: ClassVar = "note"
     text: str
-    kind: str = "note"
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
     """Of a part of a section."""
 
+    kind: ClassVar = "heading"
     text: str
     run: int | None = None
-    kind: str = "heading"
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
     """Figures that belong together."""
 
+    kind: ClassVar = "gallery"
     pictures: Sequence[Picture]
-    caption: str = ""
-    kind: str = "gallery"
-
-
-@dataclass(frozen=True, slots=True)
-class ShownRollout:
-    """One rollout of a sample."""
-
-    text: str
-    reward: float
-    parts: Sequence[float]  # in the order of the sample's names
-    advantage: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A position of a document with its rollouts."""
-
-    title: str
-    prefix: str
-    target: str
-    parts: Sequence[str]  # names of the rewards
-    rollouts: Sequence[ShownRollout]
-    kind: str = "sample"
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
     """Blocks that are folded away at first."""
 
+    kind: ClassVar = "details"
     summary: str
     blocks: Sequence[Block]
-    kind: str = "details"
 
 
-Block = Table | Paragraph | Note | Heading | Gallery | Sample | Details
+Block = str | Table | Note | Heading | Gallery | Details
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +98,7 @@ class Page:
     title: str
     subtitle: str
     runs: Sequence[str]  # labels; the index is the colour
-    sections: Sequence[Section] = field(default_factory=tuple)
+    sections: Sequence[Section]
 
     def pictures(self) -> list[Picture]:
         """Every figure, in the order of the page."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EVENTS = "events.out.tfevents.*"
+from refine_pl.training.run_folder import EVENTS
+
 _FRAME = 16  # bytes around every record: its length and two checksums
 
 
@@ -14,14 +15,13 @@ class Scalars:
     """The curves of a run."""
 
     curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
-    """Steps (ascending) and values by name."""
-    first_time: float | None = None  # seconds since 1970
-    last_time: float | None = None
+    """Steps (ascending) and values by name; none is empty."""
+    times: tuple[float, float] | None = None  # of the first and last value, seconds since 1970
     notes: list[str] = field(default_factory=list)
 
     def last(self, name: str) -> float | None:
         """The last value of a curve."""
-        return self.curves[name][1][-1] if self.curves.get(name, ([], []))[1] else None
+        return self.curves[name][1][-1] if name in self.curves else None
 
 
 def read_scalars(folder: Path) -> Scalars:
@@ -30,32 +30,31 @@ def read_scalars(folder: Path) -> Scalars:
     A step that was written twice, as by a run that went on in the same folder, keeps its last
     value. A file that cannot be read to its end gives what stands before the break, and a note.
     """
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
 
     found = Scalars()
     values: dict[str, dict[int, float]] = {}
     times: list[float] = []
     for file in sorted(folder.glob(EVENTS)):
-        size = 0
-        for record in RawEventFileLoader(str(file)).Load():
-            size += len(record) + _FRAME
-            event = Event.FromString(record)
-            if event.HasField("summary"):
-                scalars = [v for v in event.summary.value if v.HasField("simple_value")]
-                times += [event.wall_time] if scalars else []
-                for value in scalars:
-                    values.setdefault(value.tag, {})[event.step] = value.simple_value
-        if size < file.stat().st_size:
+        # 0: all of them, where it would keep a random part of a long run.
+        events = EventAccumulator(str(file), {SCALARS: 0}, purge_orphaned_data=False).Reload()
+        for name in events.Tags()[SCALARS]:
+            for event in events.Scalars(name):
+                values.setdefault(name, {})[event.step] = event.value
+                times.append(event.wall_time)
+        size = file.stat().st_size
+        read = sum(len(record) + _FRAME for record in RawEventFileLoader(str(file)).Load())
+        if read < size:
             found.notes.append(
-                f"{file.name} can be read up to byte {size:,} of {file.stat().st_size:,} only: it "
-                "is damaged, or its run is still writing."
+                f"{file.name} can be read up to byte {read:,} of {size:,} only: it is damaged, or "
+                "its run is still writing."
             )
         elif size == 0:
             found.notes.append(f"{file.name} is empty.")
-    for name in sorted(values):
-        steps = sorted(values[name])
-        found.curves[name] = (steps, [values[name][step] for step in steps])
+    for name, by_step in sorted(values.items()):
+        steps = sorted(by_step)
+        found.curves[name] = (steps, [by_step[step] for step in steps])
     if times:
-        found.first_time, found.last_time = min(times), max(times)
+        found.times = min(times), max(times)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
@@ -15,19 +15,7 @@ def flat(config: Any, key: str = "") -> dict[str, str]:
     Items of a list are named after their class where they have one, so that a callback more does
     not move all others: ``trainer.callbacks[RolloutRecorder].every_n_iterations``.
     """
-    if isinstance(config, Mapping) and "class_path" in config:
-        rest = {k: v for k, v in config.items() if k not in ("class_path", "init_args")}
-        found = {key or "class": str(config["class_path"])}
-        return found | _inside({**(config.get("init_args") or {}), **rest}, key)
-    if isinstance(config, Mapping) and config:
-        return _inside(config, key)
-    if isinstance(config, list) and any(isinstance(item, (Mapping, list)) for item in config):
-        found = {}
-        names = _names(config)
-        for name, item in zip(names, config, strict=True):
-            found |= flat(item, f"{key}[{name}]")
-        return found
-    return {key: _value(config)}
+    return dict(_flat(config, key))
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -65,41 +53,46 @@ def short_class(spec: Any) -> str:
     return MISSING if spec is None else str(spec)
 
 
-def at(config: Mapping[str, Any], *keys: str) -> Any:
+def at(config: Any, *keys: str) -> Any:
     """The value at a path of keys, through ``init_args`` where needed; ``None`` if not there."""
-    value: Any = config
     for key in keys:
-        if not isinstance(value, Mapping):
+        if not isinstance(config, Mapping):
             return None
-        inner = value.get("init_args")
-        if key not in value and isinstance(inner, Mapping):
-            value = inner
-        value = value.get(key)
-    return value
+        inner = config.get("init_args")
+        config = (inner if key not in config and isinstance(inner, Mapping) else config).get(key)
+    return config
 
 
-def _inside(values: Mapping[str, Any], key: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{key}.{name}" if key else str(name))
-    return found
+def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    inner: Mapping[str, Any] = {}
+    if isinstance(value, Mapping) and "class_path" in value:
+        yield key or "class", str(value["class_path"])
+        others = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
+        inner = {**(value.get("init_args") or {}), **others}
+    elif isinstance(value, Mapping) and value:
+        inner = value
+    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        for name, item in _named(value).items():
+            yield from _flat(item, f"{key}[{name}]")
+    else:
+        yield key, _text(value)
+    for name, item in inner.items():
+        yield from _flat(item, f"{key}.{name}" if key else str(name))
 
 
-def _names(items: Sequence[Any]) -> list[str]:
-    found: list[str] = []
+def _named(items: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for i, item in enumerate(items):
         name = str(i)
         if isinstance(item, Mapping):
             name = short_class(item) if "class_path" in item else str(item.get("name", i))
-        found.append(name if name not in found else f"{name} {i}")
+        found[name if name not in found else f"{name} {i}"] = item
     return found
 
 
-def _value(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return _NULL
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

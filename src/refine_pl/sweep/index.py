@@ -12,11 +12,20 @@ from typing import Any
 
 from refine_pl.errors import ConfigError
 from refine_pl.sweep.overlays import Overlay, changes, flatten
+from refine_pl.training.record_files import read_record, write_json
+from refine_pl.training.run_folder import (
+    SWEEP,
+    SweepBase,
+    SweepEntry,
+    SweepIndex,
+    SweepOverlay,
+    SweepTest,
+)
 
-Entry = dict[str, Any]
-
-_NAME, _LOCK = "sweep.json", ".lock"
+_LOCK = ".lock"
 _DIFFERENCES_SHOWN = 5
+
+Variants = Sequence[tuple[Overlay, Mapping[str, Any]]]  # overlays, with what each one changes
 
 
 @contextmanager
@@ -50,128 +59,98 @@ def exclusive(folder: Path) -> Iterator[int]:
 
 
 class Index:
-    """The entries of a sweep, kept in a file that is replaced as a whole after every change.
-
-    ``entries`` have ``overlay, group, seed, run`` (a folder, from the sweep's), ``status``
-    (pending, running, done, failed), ``seconds`` (of all attempts) and ``error``; with an
-    evaluation also ``test``: its ``folder, status, seconds, error``. ``overlays`` says what each
-    one changes.
+    """A sweep's index, kept in a file that is replaced as a whole after every change.
 
     Args:
         folder: the sweep's.
         content: as in the file.
     """
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, content: SweepIndex) -> None:
         self.folder = folder
         self.content = content
 
-    @property
-    def entries(self) -> list[Entry]:
-        """In the order in which they are run."""
-        entries: list[Entry] = self.content["entries"]
-        return entries
-
     @classmethod
-    def read(cls, folder: Path, base: Mapping[str, Any]) -> Index:
+    def read(cls, folder: Path, base: SweepBase) -> Index:
         """The index in ``folder``, or a new one, which is not written yet.
 
         Args:
             folder: the sweep's.
-            base: ``configs``, ``options`` and ``resolved`` of a new one: the recipe's settings.
+            base: the recipe of a new one.
 
         Raises:
-            ConfigError: it is damaged, or the folder holds something else.
+            UserError: it is damaged, or the folder holds something else.
         """
-        file = folder / _NAME
-        if not file.exists():
-            if folder.exists() and any(p.name != _LOCK for p in folder.iterdir()):
-                raise ConfigError(
-                    f"{folder} holds something that is not a sweep",
-                    where="--out",
-                    allowed=f"a new folder, or one with a {_NAME}",
-                )
-            new: dict[str, Any] = {
-                "base": dict(base),
-                "evaluation": None,
-                "overlays": [],
-                "entries": [],
-            }
-            return cls(folder, new)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            content["base"]["resolved"], content["overlays"], content["entries"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{file} is damaged: {error!r}", where="--out") from error
-        return cls(folder, content)
+        if (folder / SWEEP).exists():
+            return cls(folder, read_record(folder / SWEEP, SweepIndex))
+        if folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
+            raise ConfigError(
+                f"{folder} holds something that is not a sweep",
+                where="--out",
+                allowed=f"a new folder, or one with a {SWEEP}",
+            )
+        return cls(folder, SweepIndex(base, []))
 
     def include(
-        self,
-        overlays: Sequence[tuple[Overlay, Mapping[str, Any]]],
-        seeds: Sequence[int],
-        evaluation: str | None,
-    ) -> list[Entry]:
+        self, variants: Variants, seeds: Sequence[int], evaluation: str | None
+    ) -> list[SweepEntry]:
         """Add what is new, and find the entries of these overlays and seeds.
 
         Args:
-            overlays: with what each one changes.
+            variants: the overlays.
             seeds: one run of each overlay for each.
             evaluation: configuration of a test after each run.
 
         Returns:
             The entries that are asked for, overlays together, in the order of the arguments.
         """
-        known = {(e["group"], e["overlay"], e["seed"]): e for e in self.entries}
-        described = {(o["group"], o["overlay"]) for o in self.content["overlays"]}
-        if evaluation is not None:
-            self.content["evaluation"] = evaluation
+        content = self.content
+        known = {(entry.group, entry.overlay, entry.seed): entry for entry in content.entries}
+        described = {(overlay.group, overlay.overlay) for overlay in content.overlays}
+        content.evaluation = evaluation or content.evaluation
         asked = []
-        for overlay, changed in overlays:
+        for overlay, changed in variants:
             if (overlay.group, overlay.name) not in described:
-                self.content["overlays"].append(_description(overlay, changed))
+                file = None if overlay.file is None else str(overlay.file)
+                described_as = SweepOverlay(overlay.name, overlay.group, file, dict(changed))
+                content.overlays.append(described_as)
             for seed in seeds:
                 entry = known.get((overlay.group, overlay.name, seed))
                 if entry is None:
-                    entry = _entry(overlay, seed)
-                    self.entries.append(entry)
-                if evaluation is not None:
-                    test = {"folder": f"{entry['run']}/test", "status": "pending"}
-                    entry.setdefault("test", test | {"seconds": None, "error": None})
+                    run = f"{overlay.label}/seed_{seed}"
+                    entry = SweepEntry(overlay.name, overlay.group, seed, run)
+                    content.entries.append(entry)
+                if evaluation is not None and entry.test is None:
+                    entry.test = SweepTest(f"{entry.run}/test")
                 asked.append(entry)
         return asked
 
     def check(
-        self,
-        resolved: Mapping[str, Any],
-        overlays: Sequence[tuple[Overlay, Mapping[str, Any]]],
-        evaluation: str | None,
+        self, resolved: Mapping[str, Any], variants: Variants, evaluation: str | None
     ) -> None:
         """Refuse to go on with other settings. Overlays, seeds and a test may be added.
 
         Args:
             resolved: the recipe's configuration as it is now.
-            overlays: with what each one changes now.
+            variants: the overlays as they are now.
             evaluation: configuration of the test.
 
         Raises:
             ConfigError: naming the settings that differ.
         """
-        before = self.content["base"]["resolved"]
+        before = self.content.base.resolved
         different = [
             f"{key}: {_shown(before, key)}, now {_shown(resolved, key)}"
-            for key in changes(before, json.loads(json.dumps(resolved)))
+            for key in changes(before, _as_read(resolved))
         ]
-        past = {(o["group"], o["overlay"]): o["changes"] for o in self.content["overlays"]}
-        for overlay, changed in overlays:
-            old = past.get((overlay.group, overlay.name))
-            new = json.loads(json.dumps(changed))
+        past = {(old.group, old.overlay): old.changes for old in self.content.overlays}
+        for overlay, changed in variants:
+            old, new = past.get((overlay.group, overlay.name)), _as_read(changed)
             if old is not None and old != new:
-                keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-                different.append(
-                    f"{overlay.label}: "
-                    + ", ".join(f"{k} {old.get(k)}, now {new.get(k)}" for k in keys)
-                )
-        test = self.content.get("evaluation")
+                keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+                values = ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in keys)
+                different.append(f"{overlay.label}: {values}")
+        test = self.content.evaluation
         if None not in (test, evaluation) and test != evaluation:
             different.append(f"--eval: {test}, now {evaluation}")
         if different:
@@ -184,39 +163,15 @@ class Index:
                 way_out="another folder, or the settings of before",
             )
 
-    def update(self, entry: Entry, **values: Any) -> None:
-        """Change an entry, or the ``test`` of one, and write."""
-        entry |= values
-        self.write()
-
     def write(self) -> None:
         """Replace the file."""
-        file = self.folder / _NAME
-        new = file.with_suffix(".json.new")
-        new.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, file)
+        write_json(self.folder / SWEEP, self.content)
 
 
-def _entry(overlay: Overlay, seed: int) -> Entry:
-    return {
-        "overlay": overlay.name,
-        "group": overlay.group,
-        "seed": seed,
-        "run": f"{overlay.label}/seed_{seed}",
-        "status": "pending",
-        "seconds": None,
-        "error": None,
-    }
-
-
-def _description(overlay: Overlay, changed: Mapping[str, Any]) -> dict[str, Any]:
-    file = None if overlay.file is None else str(overlay.file)
-    return {
-        "overlay": overlay.name,
-        "group": overlay.group,
-        "file": file,
-        "changes": dict(changed),
-    }
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from a file: JSON has no tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

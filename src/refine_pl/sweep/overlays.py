@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refine_pl.errors import ConfigError, nearest
+from refine_pl.training.run_folder import stages_of
 
 BASE = "base"  # the group of the recipe itself
 
@@ -78,7 +79,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def check_effect(overlay: Overlay, changed: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """Refuse an overlay whose settings every phase of the recipe's schedule has of its own.
+    """Refuse an overlay whose settings every stage of the recipe's schedule has of its own.
 
     Args:
         overlay: for the message.
@@ -88,19 +89,21 @@ def check_effect(overlay: Overlay, changed: Mapping[str, Any], resolved: Mapping
     Raises:
         ConfigError: naming the setting; training would not notice it.
     """
-    for callback in resolved["trainer"].get("callbacks") or ():
-        if not str(callback["class_path"]).endswith("PhaseSchedule"):
-            continue
-        phases = callback["init_args"]["phases"]
-        for key in changed:
-            name = key.removeprefix("model.")
-            if all(p.get(name) is not None or name in (p.get("ramp") or {}) for p in phases):
-                raise ConfigError(
-                    f"{key} of {overlay.label} has no effect: every phase of the recipe's "
-                    f"PhaseSchedule has its own {name}",
-                    where=str(overlay.file),
-                    way_out=f"take {name} out of a phase, or leave the overlay out",
-                )
+    stages = stages_of(resolved).values()
+    own = [
+        {*(k for k, v in stage.items() if v is not None), *(stage.get("settings") or {})}
+        | {*(stage.get("ramp") or {})}
+        for stage in stages
+    ]
+    for key in changed if own else ():
+        name = key.removeprefix("model.").replace(".init_args.", ".")
+        if all(name in settings for settings in own):
+            raise ConfigError(
+                f"{key} of {overlay.label} has no effect: every stage of the recipe's schedule "
+                f"has its own {name}",
+                where=str(overlay.file),
+                way_out=f"take {name} out of a stage, or leave the overlay out",
+            )
 
 
 def _files(path: Path) -> list[Path]:

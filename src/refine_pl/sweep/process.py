@@ -12,6 +12,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from refine_pl.training.run_folder import CHECKPOINTS, CONFIG
+
 # As the console script does: nothing in the working folder hides an installed package.
 PROGRAM = (sys.executable, "-P", "-m", "refine_pl")
 
@@ -23,10 +25,10 @@ _REASON_SHOWN = 300  # characters
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint of a run folder that was written last and is whole, if there is one."""
-    found = [path for path in (run / "checkpoints").glob("*.ckpt") if _is_whole(path)]
+    found = [path for path in (run / CHECKPOINTS).glob("*.ckpt") if _is_whole(path)]
     # Of two that were written in the same tick the one that stands for the last.
     last = ("last", _RESUMED_FROM)
-    return max(found, key=lambda p: (_written(p), p.name.startswith(last)), default=None)
+    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name.startswith(last)), default=None)
 
 
 def prepare(run: Path) -> Path | None:
@@ -48,7 +50,7 @@ def prepare(run: Path) -> Path | None:
                 path.unlink()
         return None
     # `fit` refuses a folder that holds a run, lest it mixes two; here it is the same one.
-    (run / "config.yaml").unlink(missing_ok=True)
+    (run / CONFIG).unlink(missing_ok=True)
     if checkpoint.name.startswith("last") and not checkpoint.is_symlink():
         # Lightning would write last-v1.ckpt beside it, and last.ckpt would be an old one.
         checkpoint = checkpoint.rename(checkpoint.with_name(_RESUMED_FROM))
@@ -57,7 +59,7 @@ def prepare(run: Path) -> Path | None:
 
 def clear(run: Path) -> None:
     """Remove what only an unfinished run needs."""
-    spare = run / "checkpoints" / _RESUMED_FROM
+    spare = run / CHECKPOINTS / _RESUMED_FROM
     newest = newest_checkpoint(run)
     if newest is not None and newest != spare:
         spare.unlink(missing_ok=True)
@@ -125,10 +127,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "meta.pt").is_file()
-    return zipfile.is_zipfile(path)
-
-
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns
+    return (path / "meta.pt").is_file() if path.is_dir() else zipfile.is_zipfile(path)

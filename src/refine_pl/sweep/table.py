@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,72 +10,74 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from refine_pl.sweep.index import Entry
+from refine_pl.training.metrics import closing_names, format_value, title_of
+from refine_pl.training.record_files import read_record
+from refine_pl.training.run_folder import SCORES, SUMMARY, Scores, Summary, SweepEntry
 
-# The metric of the last validation, what it is called here, factor and digits.
-METRICS = (
-    ("val/ntp_loss", "NTP loss, nats", 1, 4),
-    ("val/accuracy", "accuracy, %", 100, 2),
-    ("val/exact_match", "exact match, %", 100, 2),
-    ("val/reward", "reward", 1, 4),
-    ("score", "test score, %", 1, 1),  # mean over tasks and lengths
-)
+SCORE = "score "  # before task and length, in the names of scores
+
+Numbers = dict[str, float]
 
 
-def results_table(folder: Path, entries: Sequence[Entry]) -> Table:
+def results_table(folder: Path, entries: Sequence[SweepEntry]) -> Table:
     """One row for each overlay: last validation and test of its finished runs, mean and deviation.
 
     Args:
         folder: the sweep's.
         entries: those to show; the seeds of one overlay make one row.
     """
-    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    rows: dict[str, list[Numbers]] = {}
     for entry in entries:
-        row = rows.setdefault((entry["group"], entry["overlay"]), [])
-        if entry["status"] == "done":
-            row.append(last_metrics(folder / entry["run"]))
-            if entry.get("test", {}).get("status") == "done":
-                row[-1] |= mean_score(folder / entry["test"]["folder"])
+        row = rows.setdefault(f"{entry.group}/{entry.overlay}", [])
+        if entry.status == "done":
+            row.append(with_mean_score(last_numbers(folder / entry.run)))
     names = {name for runs in rows.values() for run in runs for name in run}
-    shown = [metric for metric in METRICS if metric[0] in names]
+    shown = [name for name in closing_names(sorted(names)) if not name.startswith("val/reward_")]
+    shown += ["score"] if "score" in names else []
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("overlay", no_wrap=True)
     table.add_column("seeds", justify="right")
-    for _, title, _, _ in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    for (group, overlay), runs in rows.items():
-        cells = [
-            spread([run[name] * factor for run in runs if name in run], digits)
-            for name, _, factor, digits in shown
-        ]
-        table.add_row(f"{group}/{overlay}", str(len(runs)), *cells)
+    for name in shown:
+        table.add_column(title(name), justify="right", no_wrap=True)
+    for label, runs in rows.items():
+        cells = (" ".join(spread(name, [r[name] for r in runs if name in r])) for name in shown)
+        table.add_row(label, str(len(runs)), *(cell.rstrip() for cell in cells))
     return table
 
 
-def last_metrics(run: Path) -> dict[str, float]:
-    """The numbers of a run's last validation; empty if it wrote no summary."""
-    file = run / "summary.json"
-    if not file.is_file():
-        return {}
-    validations = json.loads(file.read_text(encoding="utf-8"))["validations"]
-    return dict(validations[-1]["metrics"]) if validations else {}
+def last_numbers(run: Path) -> Numbers:
+    """The last validation of a run folder, and the scores of evaluations just below it, percent.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    found: Numbers = {}
+    if (run / SUMMARY).is_file():
+        validations = read_record(run / SUMMARY, Summary).validations
+        found |= validations[-1].metrics if validations else {}
+    for file in sorted(run.glob(f"*/{SCORES}")):
+        for result in read_record(file, Scores).results:
+            length = "" if result.length is None else f" {result.length:,}"
+            found.setdefault(f"{SCORE}{result.task}{length}", result.mean)  # of the first rule
+    return found
 
 
-def mean_score(test: Path) -> dict[str, float]:
-    """``score``, percent: the mean over tasks and lengths of a test, by each one's first rule."""
-    file = test / "scores.json"
-    if not file.is_file():
-        return {}
-    first: dict[tuple[str, int | None], float] = {}
-    for result in json.loads(file.read_text(encoding="utf-8")).get("results", ()):
-        first.setdefault((result["task"], result["length"]), result["mean"])
-    return {"score": statistics.fmean(first.values())} if first else {}
+def with_mean_score(numbers: Numbers) -> Numbers:
+    """The numbers with ``score``: the mean over tasks and lengths, if there are any."""
+    scores = [value for name, value in numbers.items() if name.startswith(SCORE)]
+    return numbers | ({"score": statistics.fmean(scores)} if scores else {})
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """``mean ± standard deviation`` (unbiased), or the only value."""
+def title(name: str) -> str:
+    """What a column is called."""
+    return "test score, %" if name == "score" else title_of(name.removeprefix(SCORE))
+
+
+def spread(name: str, values: Sequence[float]) -> tuple[str, str]:
+    """The mean over seeds, and ``± standard deviation`` (n - 1) if there are several."""
+    form = "{:.1f}".format if name.startswith("score") else lambda value: format_value(name, value)
     values = [value for value in values if math.isfinite(value)]
     if not values:
-        return "-"
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+        return "–", ""
+    mean = form(statistics.fmean(values))
+    return mean, f"± {form(statistics.stdev(values))}" if len(values) > 1 else ""

@@ -2,193 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean, stdev
+from statistics import fmean, stdev
 
+from refine_pl.figures.drawing import Picture
+from refine_pl.figures.plots import Series, setting_figure
+from refine_pl.figures.text import file_name, shortened
 from refine_pl.report import paper
-from refine_pl.report.drawing import Picture
-from refine_pl.report.figures import Series, setting_figure
-from refine_pl.report.metrics import CURVES, metric_of, shown, title_of
-from refine_pl.report.page import (
-    Block,
-    Cell,
-    Details,
-    Gallery,
-    Heading,
-    Note,
-    Paragraph,
-    Section,
-    Table,
-)
-from refine_pl.report.runs import Run
-from refine_pl.report.sweep import BASE, SCORE, Entry, Sweep
-from refine_pl.report.text import file_name, shortened
+from refine_pl.report.page import Block, Cell, Details, Gallery, Heading, Note, Row, Table
+from refine_pl.report.reading import Run
+from refine_pl.sweep.overlays import BASE
+from refine_pl.sweep.table import SCORE, Numbers, last_numbers, spread, title
+from refine_pl.training.metrics import closing_names
+from refine_pl.training.run_folder import SweepEntry, SweepIndex
 
 _FIGURES = 4  # metrics of a group that get a figure
+_SETTING = re.compile(r"(?:^|[_\-/= ])(\d+(?:\.\d+)?)(?:\.yaml)?$")
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Values of the seeds of one overlay."""
+class Variant:
+    """One overlay with the last numbers of its seeds."""
 
-    values: list[float]
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return mean(self.values)
+    overlay: str
+    group: str
+    seeds: list[Numbers]
 
     @property
-    def deviation(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); ``None`` for one seed."""
-        return stdev(self.values) if len(self.values) > 1 else None
+    def number(self) -> float | None:
+        """The setting, where the overlay is named after one: 5 for rollout_length_5."""
+        found = None if self.group == BASE else _SETTING.search(self.overlay)
+        return float(found[1]) if found else None
+
+    def values(self, name: str) -> list[float]:
+        """A number of each seed that has it."""
+        return [seed[name] for seed in self.seeds if name in seed]
 
 
-def ablation_sections(runs: Sequence[Run]) -> list[Section]:
-    """One section for each sweep."""
+def ablations(runs: Sequence[Run]) -> Iterator[Block]:
+    """Each sweep: what did not finish, a table for each group, what each overlay changes."""
     sweeps = [(run, run.sweep) for run in runs if run.sweep]
-    return [
-        Section("Ablations" if len(sweeps) == 1 else f"Ablations: {run.label}", _blocks(run, sweep))
-        for run, sweep in sweeps
-    ]
+    for run, sweep in sweeps:
+        if len(sweeps) > 1:
+            yield Heading(run.label, run.index)
+        yield from _sweep(run, sweep)
 
 
-def _blocks(run: Run, sweep: Sweep) -> list[Block]:
-    done = [entry for entry in sweep.entries if entry.status == "done"]
-    seeds = sorted({entry.seed for entry in sweep.entries})
-    text = f"Overlays on {sweep.base}, " if sweep.base else ""
-    text += (
-        f"seeds {', '.join(map(str, seeds))}. Numbers of the last validation of each run: mean "
-        "over the seeds ± their standard deviation (n - 1)."
+def _sweep(run: Run, sweep: SweepIndex) -> Iterator[Block]:
+    recipe = ", ".join(sweep.base.configs)
+    seeds = ", ".join(map(str, sorted({entry.seed for entry in sweep.entries})))
+    yield (
+        f"{f'Overlays on {recipe}, ' if recipe else ''}seeds {seeds}. Numbers of the last "
+        "validation of each run: mean over the seeds ± their standard deviation (n - 1)."
     )
-    blocks: list[Block] = [Paragraph(text)]
-    blocks += [
-        Note(f"{_name(entry)}: {entry.status}; not in the tables. {entry.error}".strip())
-        for entry in sweep.entries
-        if entry.status != "done"
-    ]
-    blocks += [
-        Note(f"{_name(entry)}: done, but no numbers in {entry.folder}.")
-        for entry in done
-        if not entry.metrics
-    ]
+    variants: dict[tuple[str, str], Variant] = {}
+    for entry in sweep.entries:
+        key = entry.group, entry.overlay
+        variant = variants.setdefault(key, Variant(entry.overlay, entry.group, []))
+        numbers = last_numbers(run.folder / entry.run) if entry.status == "done" else {}
+        if numbers:
+            variant.seeds.append(numbers)
+        else:
+            yield Note(_missing(run, entry))
     groups = list(dict.fromkeys(entry.group for entry in sweep.entries))
-    base = [entry for entry in done if entry.group == BASE and entry.metrics]
     for group in [group for group in groups if group != BASE] or groups:
-        entries = [entry for entry in done if entry.group == group and entry.metrics]
-        blocks.append(Heading(group))
-        if entries and group != BASE:
-            entries = base + entries
-        blocks += _group(run, group, entries) if entries else [Note("No run has finished.")]
-    if sweep.changes:
-        blocks.append(_changes(sweep))
-    return blocks
-
-
-def _name(entry: Entry) -> str:
-    return f"{entry.group}/{entry.overlay}, seed {entry.seed}"
-
-
-def _changes(sweep: Sweep) -> Details:
-    rows = [
-        [f"{group}/{overlay}", key, shortened(str(value), 120)]
-        for (group, overlay), changes in sweep.changes.items()
-        for key, value in changes.items()
-    ]
-    table = Table(["overlay", "setting", "value"], rows, text_columns=3)
-    return Details("What each overlay changes", [table])
-
-
-def _group(run: Run, group: str, entries: Sequence[Entry]) -> list[Block]:
-    overlays = list(dict.fromkeys(entry.overlay for entry in entries))
-    numbers = {entry.overlay: entry.number for entry in entries}
-    table_group = {entry.overlay: entry.group for entry in entries}
-    # The recipe first, numbers in their order; sorting keeps the order of everything else.
-    overlays.sort(key=lambda overlay: numbers[overlay] or 0.0)
-    names = _names(entries)
-    table: dict[str, dict[str, Spread]] = {
-        overlay: _spreads([e for e in entries if e.overlay == overlay], names)
-        for overlay in overlays
-    }
-    rows = [
-        [
-            overlay if table_group[overlay] == group else f"{overlay} (recipe as it is)",
-            str(sum(entry.overlay == overlay for entry in entries)),
-            *(_cell(name, table[overlay].get(name)) for name in names),
+        yield Heading(group)
+        found = [variant for variant in variants.values() if variant.seeds]
+        if any(variant.group == group for variant in found):
+            yield from _group(run, group, [v for v in found if v.group in (BASE, group)])
+        else:
+            yield Note("No run has finished.")
+    if sweep.overlays:
+        rows = [
+            [f"{overlay.group}/{overlay.overlay}", key, shortened(str(value), 120)]
+            for overlay in sweep.overlays
+            for key, value in overlay.changes.items()
         ]
-        for overlay in overlays
-    ]
-    blocks: list[Block] = [Table(["overlay", "seeds", *map(_title, names)], rows)]
-    drawn = [overlay for overlay in overlays if numbers[overlay] is not None]
-    if len(drawn) > 1:
-        pictures = [_picture(run, group, name, drawn, numbers, table) for name in names]
-        blocks.append(Gallery([p for p in pictures if p is not None][:_FIGURES]))
-    return blocks + _paper(group)
+        table = Table(["overlay", "setting", "value"], rows, text_columns=3)
+        yield Details("What each overlay changes", [table])
 
 
-def _names(entries: Sequence[Entry]) -> list[str]:
-    there = {name for entry in entries for name in entry.metrics}
-    scores = sorted(name for name in there if name.startswith(SCORE))
-    known = [n for m in CURVES["Validation"] for n in sorted(there) if metric_of(n) is m]
-    return scores + [name for name in known if name != "val/sampled_accuracy"]
+def _missing(run: Run, entry: SweepEntry) -> str:
+    name = f"{entry.group}/{entry.overlay}, seed {entry.seed}"
+    if entry.status == "done":
+        return f"{name}: done, but no numbers in {run.folder / entry.run}."
+    return f"{name}: {entry.status}; not in the tables. {entry.error or ''}".strip()
 
 
-def _title(name: str) -> str:
-    return name.removeprefix(SCORE) if name.startswith(SCORE) else title_of(name)
+def _group(run: Run, group: str, variants: Sequence[Variant]) -> Iterator[Block]:
+    # The recipe first, numbers in their order; sorting keeps the order of everything else.
+    variants = sorted(variants, key=lambda v: (v.group != BASE, v.number or 0.0))
+    there = {name for variant in variants for seed in variant.seeds for name in seed}
+    names = sorted(name for name in there if name.startswith(SCORE)) + closing_names(sorted(there))
+    rows: list[Row] = []
+    for variant in variants:
+        recipe = " (recipe as it is)" if variant.group != group else ""
+        cells = (Cell(*spread(name, variant.values(name))) for name in names)
+        rows.append([variant.overlay + recipe, str(len(variant.seeds)), *cells])
+    yield Table(["overlay", "seeds", *map(title, names)], rows)
+    numbered = [variant for variant in variants if variant.number is not None]
+    pictures = [_picture(run, group, name, numbered) for name in names]
+    drawn = [picture for picture in pictures if picture][:_FIGURES]
+    if drawn:
+        yield Gallery(drawn)
+    yield from _of_the_paper(group)
 
 
-def _spreads(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, Spread]:
-    found = {name: [e.metrics[name] for e in entries if name in e.metrics] for name in names}
-    return {name: Spread(values) for name, values in found.items() if values}
-
-
-def _cell(name: str, spread: Spread | None) -> Cell | str:
-    if spread is None:
-        return "–"
-    form = _form(name)
-    deviation = spread.deviation
-    return Cell(form(spread.mean), "" if deviation is None else f"± {form(deviation)}")
-
-
-def _form(name: str) -> Callable[[float], str]:
-    if name.startswith(SCORE):
-        return lambda value: f"{value:.1f}"
-    return lambda value: shown(name, value)
-
-
-def _picture(
-    run: Run,
-    group: str,
-    name: str,
-    overlays: Sequence[str],
-    numbers: dict[str, float | None],
-    table: dict[str, dict[str, Spread]],
-) -> Picture | None:
-    there = [overlay for overlay in overlays if name in table[overlay]]
+def _picture(run: Run, group: str, name: str, variants: Sequence[Variant]) -> Picture | None:
+    there = [variant for variant in variants if variant.values(name)]
     if len(there) < 2:
         return None
-    x = [numbers[overlay] or 0.0 for overlay in there]
-    spreads = [table[overlay][name] for overlay in there]
+    values = [variant.values(name) for variant in there]
     series = Series(
-        run.index, run.label, x, [s.mean for s in spreads], [s.deviation or 0.0 for s in spreads]
+        run.index,
+        run.label,
+        [variant.number or 0.0 for variant in there],
+        [fmean(seeds) for seeds in values],
+        [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values],
     )
-    draw = partial(
-        setting_figure, title=_title(name), setting=group.replace("_", " "), series=[series]
-    )
+    setting = group.replace("_", " ")
+    draw = partial(setting_figure, title=title(name), setting=setting, series=[series])
     file = f"ablation_{run.index}_{file_name(group)}_{file_name(name)}"
-    return Picture(file, f"{_title(name)} over {group}", draw)
+    return Picture(file, f"{title(name)} over {group}", draw)
 
 
-def _paper(group: str) -> list[Block]:
+def _of_the_paper(group: str) -> Iterator[Block]:
     if group == "rollout_length":
-        return [Paragraph(f"{paper.BEST_ROLLOUT_LENGTH} ({paper.SOURCE})")]
+        yield f"{paper.BEST_ROLLOUT_LENGTH} ({paper.SOURCE})"
     rows = [
-        [row.setting, *("–" if v is None else f"{v:.1f}" for v in (row.lact, row.delta_net))]
-        for row in paper.ABLATIONS.get(group, ())
+        [setting, *(f"{value:.1f}" for value in values)]
+        for setting, values in paper.ABLATIONS.get(group, {}).items()
     ]
-    if not rows:
-        return []
-    caption = f"{paper.SOURCE}: LongBench average after mid-training, percent; copied, not run."
-    return [Table(["the paper", "LaCT-760M", "DeltaNet-1.3B"], rows, caption)]
+    if rows:
+        caption = f"{paper.SOURCE}: LongBench average after mid-training, percent; copied, not run."
+        yield Table(["the paper", *paper.ABLATION_MODELS], rows, caption)

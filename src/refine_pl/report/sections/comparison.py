@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 
 from refine_pl.evaluation.bootstrap import PairedDifference, paired_difference
-from refine_pl.report.answers import Answered
-from refine_pl.report.drawing import Picture
-from refine_pl.report.figures import Interval, interval_figure
-from refine_pl.report.page import (
-    Block,
-    Cell,
-    Details,
-    Gallery,
-    Heading,
-    Note,
-    Paragraph,
-    Row,
-    Section,
-    Table,
-)
-from refine_pl.report.runs import Run
+from refine_pl.figures.drawing import Picture
+from refine_pl.figures.plots import Interval, interval_figure
+from refine_pl.report.page import Block, Cell, Details, Gallery, Heading, Note, Row, Table
+from refine_pl.report.reading import Run
 from refine_pl.report.sections.evaluation import place_name
+from refine_pl.training.run_folder import Answer
 
 _ALL = "all rows"
 _OPEN = 3  # pairs; more are folded
@@ -35,32 +24,33 @@ _EXPLANATION = (
     "Percentage points."
 )
 
-Pair = tuple[Answered, Answered]
+Pair = tuple[Answer, Answer]
 
 
-def comparison_section(runs: Sequence[Run]) -> Section | None:
+def comparisons(runs: Sequence[Run]) -> Iterator[Block]:
     """A table and a figure for every pair, the later run minus the earlier one."""
-    some = [run for run in runs if run.evaluation and run.evaluation.answers]
-    if len(some) < 2:
-        return None
-    blocks: list[Block] = [Paragraph(_EXPLANATION)]
-    pairs = list(combinations(some, 2))
+    pairs = list(combinations([run for run in runs if run.answers], 2))
+    if pairs:
+        yield _EXPLANATION
     for earlier, later in pairs:
         title, found = f"{later.label} minus {earlier.label}", compare(later, earlier)
-        blocks += [Heading(title), *found] if len(pairs) <= _OPEN else [Details(title, found)]
-    return Section("Comparison", blocks)
+        if len(pairs) <= _OPEN:
+            yield Heading(title)
+            yield from found
+        else:
+            yield Details(title, list(found))
 
 
-def compare(a: Run, b: Run) -> list[Block]:
+def compare(a: Run, b: Run) -> Iterator[Block]:
     """Notes on rows that only one has, then ``a - b`` for each task and length."""
     pairs, notes = common_rows(a, b)
+    yield from map(Note, notes)
     if not pairs:
-        return [*notes, Note("The two runs have no scored row in common: no difference.")]
-    places = list(dict.fromkeys((x.task, x.length) for x, _ in pairs))
-    groups = {
-        place_name(*place): [pair for pair in pairs if (pair[0].task, pair[0].length) == place]
-        for place in places
-    }
+        yield Note("The two runs have no scored row in common: no difference.")
+        return
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(place_name(pair[0].task, pair[0].length), []).append(pair)
     if len(groups) > 1:
         groups[_ALL] = pairs
     found = {name: _difference(group) for name, group in groups.items()}
@@ -76,57 +66,43 @@ def compare(a: Run, b: Run) -> list[Block]:
         ]
         for name, d in found.items()
     ]
-    heads = [Cell(a.label, run=a.index), Cell(b.label, run=b.index)]
-    level = next(iter(found.values())).level
-    columns: Row = [
-        "task, tokens",
-        "rows",
-        *heads,
-        "difference",
-        f"{level:.0%} interval",
-        "share not positive",
-    ]
-    intervals = [
+    level = f"{next(iter(found.values())).level:.0%} interval"
+    heads = ("difference", level, "share not positive")
+    columns: Row = ["task, tokens", "rows", a.name, b.name, *heads]
+    last = frozenset({len(rows) - 1}) if _ALL in found else frozenset()
+    yield Table(columns, rows, separated=last)
+    points = [
         Interval(i, None, a.label, d.difference, d.low, d.high)
         for i, d in enumerate(found.values())
     ]
-    name = f"difference_{a.index}_{b.index}"
-    draw = partial(
-        interval_figure,
-        rows=list(found),
-        intervals=intervals,
-        x=f"{a.label} minus {b.label}, percentage points",
-        zero=True,
-    )
-    picture = Picture(name, f"Differences, {a.label} minus {b.label}", draw, wide=True)
-    last = frozenset({len(rows) - 1}) if _ALL in found else frozenset()
-    return [*notes, Table(columns, rows, separated=last), Gallery([picture])]
+    x = f"{a.label} minus {b.label}, percentage points"
+    draw = partial(interval_figure, rows=list(found), intervals=points, x=x, zero=True)
+    name, alt = f"difference_{a.index}_{b.index}", f"Differences, {a.label} minus {b.label}"
+    yield Gallery([Picture(name, alt, draw, wide=True)])
 
 
-def common_rows(a: Run, b: Run) -> tuple[list[Pair], list[Note]]:
+def common_rows(a: Run, b: Run) -> tuple[list[Pair], list[str]]:
     """Rows that both have scored, in the order of ``a``; what is left out, in words."""
-    assert a.evaluation is not None
-    assert b.evaluation is not None
-    first = {x.id: x for x in a.evaluation.answers if x.score is not None}
-    second = {x.id: x for x in b.evaluation.answers if x.score is not None}
+    first = {answer.id: answer for answer in a.answers if answer.score is not None}
+    second = {answer.id: answer for answer in b.answers if answer.score is not None}
     notes = []
     for run, own, other in ((a, first, second), (b, second, first)):
         alone = [name for name in own if name not in other]
         if alone:
             shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
-            text = f"{len(alone):,} rows were scored in {run.label} only ({shown}): left out."
-            notes.append(Note(text))
+            notes.append(
+                f"{len(alone):,} rows were scored in {run.label} only ({shown}): left out."
+            )
     both = [(first[name], second[name]) for name in first if name in second]
     same = [(x, y) for x, y in both if _question(x) == _question(y)]
     if len(same) < len(both):
-        text = (
+        notes.append(
             f"{len(both) - len(same):,} rows have the same id in both runs but another task, "
             "length or references: left out. The data of the runs differ."
         )
-        notes.append(Note(text))
     cut = sum(x.cut_tokens != y.cut_tokens for x, y in same)
     if cut:
-        notes.append(Note(f"Of {cut:,} rows the two runs read prompts that were cut differently."))
+        notes.append(f"Of {cut:,} rows the two runs read prompts that were cut differently.")
     return same, notes
 
 
@@ -136,7 +112,7 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def _question(row: Answered) -> tuple[str, int | None, list[str]]:
+def _question(row: Answer) -> tuple[str, int | None, list[str]]:
     return row.task, row.length, row.references
 
 

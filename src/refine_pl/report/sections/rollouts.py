@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from refine_pl.report.drawing import Picture
-from refine_pl.report.figures import entropy_figure, histogram_figure
-from refine_pl.report.page import (
-    Block,
-    Details,
-    Gallery,
-    Heading,
-    Note,
-    Paragraph,
-    Sample,
-    Section,
-    ShownRollout,
-)
-from refine_pl.report.runs import Run
-from refine_pl.report.sections.training import with_training
-from refine_pl.report.text import file_name
-from refine_pl.report.training import Position, Training
+from refine_pl.figures.drawing import Picture
+from refine_pl.figures.plots import entropy_figure, histogram_figure
+from refine_pl.figures.text import file_name, visible
+from refine_pl.report.page import Block, Cell, Details, Gallery, Heading, Note, Row, Table
+from refine_pl.report.reading import Run
+from refine_pl.training.run_folder import Position, Rollout
 
 _MAPS = 3  # entropy maps of a run
 _SAMPLES = 3  # positions of an iteration
@@ -31,78 +20,69 @@ _ROLLOUTS = 4  # of a position
 T = TypeVar("T")
 
 
-def rewards_section(runs: Sequence[Run]) -> Section | None:
+def reward_distributions(runs: Sequence[Run]) -> Iterator[Block]:
     """How the rewards of the recorded rollouts are spread, early and late."""
-    some = with_training(runs, lambda training: bool(training.positions))
-    if not some:
-        return None
-    blocks: list[Block] = [
-        Paragraph(
+    some = [run for run in runs if run.positions]
+    if some:
+        yield (
             "All rollouts in rollouts.jsonl: a sample of those that the run was trained on. The "
             "first third of the recorded iterations against the last."
         )
-    ]
-    for run, training in some:
-        iterations = sorted({p.iteration for p in training.positions})
+    for run in some:
         if len(some) > 1:
-            blocks.append(Heading(run.label, run.index))
+            yield Heading(run.label, run.index)
+        iterations = _iterations(run)
         if len(iterations) < 2:
-            blocks.append(Note(f"{run.label}: one recorded iteration only; nothing to compare."))
-        blocks.append(Gallery(_histograms(run, training, iterations)))
-    return Section("Reward distributions", blocks)
+            yield Note(f"{run.label}: one recorded iteration only; nothing to compare.")
+        yield Gallery(_histograms(run, iterations))
 
 
-def entropy_section(runs: Sequence[Run]) -> Section | None:
+def entropy_maps(runs: Sequence[Run]) -> Iterator[Block]:
     """Some maps of each run: the first, the last, and some between."""
-    some = with_training(runs, lambda training: bool(training.entropy))
-    if not some:
-        return None
-    blocks: list[Block] = [
-        Paragraph(
+    some = [run for run in runs if run.entropy]
+    if some:
+        yield (
             "Entropy of the next token along a document, as the selector saw it. Triangles: the "
             "tokens whose smoothed entropy was scored where rollouts started. Dotted: borders of "
             "segments."
         )
-    ]
-    for run, training in some:
+    for run in some:
         if len(some) > 1:
-            blocks.append(Heading(run.label, run.index))
-        by_iteration = {m.iteration: m for m in reversed(training.entropy)}  # the first of each
-        pictures = [
-            Picture(
-                f"entropy_{run.index}_{iteration}",
-                f"Entropy along {by_iteration[iteration].document} in iteration {iteration}",
-                partial(entropy_figure, by_iteration[iteration], dpi=150, run=run.index),
-                wide=True,
-            )
-            for iteration in spaced(sorted(by_iteration), _MAPS)
-        ]
-        blocks.append(Gallery(pictures))
-    return Section("Entropy maps", blocks)
+            yield Heading(run.label, run.index)
+        by_iteration = {found.iteration: found for found in reversed(run.entropy)}  # the first
+        yield Gallery(
+            [
+                Picture(
+                    f"entropy_{run.index}_{iteration}",
+                    f"Entropy along {by_iteration[iteration].document} in iteration {iteration}",
+                    partial(entropy_figure, by_iteration[iteration], dpi=150, run=run.index),
+                    wide=True,
+                )
+                for iteration in spaced(sorted(by_iteration), _MAPS)
+            ]
+        )
 
 
-def rollouts_section(runs: Sequence[Run]) -> Section | None:
+def rollouts(runs: Sequence[Run]) -> Iterator[Block]:
     """Some positions of the first and of the last recorded iteration, with their rollouts."""
-    some = with_training(runs, lambda training: bool(training.positions))
-    if not some:
-        return None
-    blocks: list[Block] = [
-        Paragraph(
+    some = [run for run in runs if run.positions]
+    if some:
+        yield (
             "Positions at even distances, not chosen by hand. Grey: the end of the prefix. The "
             "target is the true continuation. Line ends are shown as ⏎, tabs as ⇥."
         )
-    ]
-    for run, training in some:
-        iterations = sorted({p.iteration for p in training.positions})
-        for iteration in dict.fromkeys((iterations[-1], iterations[0])):
-            rows = [p for p in training.positions if p.iteration == iteration]
+    for run in some:
+        iterations = _iterations(run)
+        last = iterations[-1]
+        for iteration in dict.fromkeys((last, iterations[0])):
+            rows = [position for position in run.positions if position.iteration == iteration]
             samples = [_sample(row) for row in spaced(rows, _SAMPLES)]
             name = f"{run.label}, iteration {iteration}"
-            if iteration == iterations[-1]:
-                blocks += [Heading(name, run.index), *samples]
+            if iteration == last:
+                yield Heading(name, run.index)
+                yield from samples
             else:
-                blocks.append(Details(name, samples))
-    return Section("Rollouts", blocks)
+                yield Details(name, samples)
 
 
 def spaced(items: Sequence[T], number: int) -> list[T]:
@@ -113,40 +93,54 @@ def spaced(items: Sequence[T], number: int) -> list[T]:
     return [items[round(i * last / (number - 1))] for i in range(number)]
 
 
-def _histograms(run: Run, training: Training, iterations: Sequence[int]) -> list[Picture]:
+def _iterations(run: Run) -> list[int]:
+    return sorted({position.iteration for position in run.positions})
+
+
+def _histograms(run: Run, iterations: Sequence[int]) -> list[Picture]:
     third = max(len(iterations) // 3, 1)
-    early, late = set(iterations[:third]), set(iterations[-third:])
-    if early & late:
-        early = set()
-    names = dict.fromkeys(n for p in training.positions for r in p.rollouts for n in r.parts)
-    pictures = []
-    for name in [None, *names] if len(names) > 1 else names or [None]:
-        first, last = (
-            [
-                rollout.reward if name is None else rollout.parts[name]
-                for position in training.positions
-                if position.iteration in some
-                for rollout in position.rollouts
-                if name is None or name in rollout.parts
-            ]
-            for some in (early, late)
-        )
-        title = "weighted sum" if name is None else f"{name}, before its weight"
-        draw = partial(histogram_figure, title=title, early=first, late=last, run=run.index)
-        file = f"rewards_{run.index}_{file_name(name or 'sum')}"
-        pictures.append(Picture(file, f"Distribution of the rewards: {title}", draw))
-    return pictures
+    late = set(iterations[-third:])
+    early = set() if late.intersection(iterations[:third]) else set(iterations[:third])
 
+    def drawn(some: set[int]) -> list[Rollout]:
+        return [r for p in run.positions if p.iteration in some for r in p.rollouts]
 
-def _sample(row: Position) -> Sample:
-    names = list(dict.fromkeys(name for r in row.rollouts for name in r.parts))
-    rollouts = [
-        ShownRollout(
-            r.text, r.reward, [r.parts.get(name, float("nan")) for name in names], r.advantage
+    first, last = drawn(early), drawn(late)
+    parts = list(dict.fromkeys(n for p in run.positions for r in p.rollouts for n in r.parts))
+
+    def picture(name: str, title: str, reward: Callable[[Rollout], float | None]) -> Picture:
+        before, after = (
+            [value for rollout in some if (value := reward(rollout)) is not None]
+            for some in (first, last)
         )
-        for r in row.rollouts[:_ROLLOUTS]
+        draw = partial(histogram_figure, title=title, early=before, late=after, run=run.index)
+        return Picture(name, f"Distribution of the rewards: {title}", draw)
+
+    pictures = [
+        picture(
+            f"rewards_{run.index}_{file_name(name)}",
+            f"{name}, before its weight",
+            lambda rollout, name=name: rollout.parts.get(name),  # type: ignore[misc]
+        )
+        for name in parts
     ]
-    more = len(row.rollouts) - len(rollouts)
+    if len(parts) == 1:  # it is the sum
+        return pictures
+    whole = picture(f"rewards_{run.index}", "weighted sum", lambda rollout: rollout.reward)
+    return [whole, *pictures]
+
+
+def _sample(row: Position) -> Table:
+    names = list(dict.fromkeys(name for rollout in row.rollouts for name in rollout.parts))
+    target = Cell(visible(row.target), "target", before=f"…{visible(row.prefix)}", tone="true")
+    rows: list[Row] = [[target, *[""] * (len(names) + 2)]]
+    for rollout in row.rollouts[:_ROLLOUTS]:
+        numbers = [rollout.reward, *(rollout.parts.get(name, float("nan")) for name in names)]
+        gain = rollout.advantage
+        tone = "better" if gain > 0 else "worse" if gain < 0 else ""
+        text, advantage = Cell(visible(rollout.text), tone="drawn"), Cell(f"{gain:+.2f}", tone=tone)
+        rows.append([text, *(f"{number:.3f}" for number in numbers), advantage])
+    more = len(row.rollouts) - _ROLLOUTS
     title = f"{row.document}, position {row.position:,}"
     title += f" ({more} more rollouts)" if more > 0 else ""
-    return Sample(title, row.prefix, row.target, names, rollouts)
+    return Table(["text", "reward", *names, "advantage"], rows, title=title)

@@ -2,145 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from refine_pl.report.drawing import Picture
-from refine_pl.report.figures import Series, curve_figure
-from refine_pl.report.metrics import (
-    CURVES,
-    ONLY_WHEN_CHANGING,
-    PHASE,
-    Metric,
+from refine_pl.figures.drawing import Picture
+from refine_pl.figures.plots import Series, curve_figure
+from refine_pl.figures.text import file_name
+from refine_pl.report.page import Block, Cell, Gallery, Heading, Row, Table
+from refine_pl.report.reading import Run
+from refine_pl.report.scalars import Scalars
+from refine_pl.training.metrics import (
+    GROUPS,
+    STAGE,
+    closing_names,
+    format_value,
     metric_of,
-    shown,
     title_of,
 )
-from refine_pl.report.page import Block, Cell, Gallery, Heading, Paragraph, Section, Table
-from refine_pl.report.runs import Run
-from refine_pl.report.text import file_name
-from refine_pl.report.training import Training, Validation
+from refine_pl.training.run_folder import Validation
+
+_STILL = 1e-4  # a curve that moves less has not changed
 
 
-def validation_section(runs: Sequence[Run]) -> Section | None:
+def validations(runs: Sequence[Run]) -> Iterator[Block]:
     """Before and after for each run, then the last numbers side by side."""
-    some = with_training(runs, lambda training: bool(training.validations))
-    if not some:
-        return None
-    blocks: list[Block] = []
-    for run, training in some:
-        columns = named(training.validations)
+    some = [run for run in runs if run.summary.validations]
+    for run in some:
         if len(some) > 1:
-            blocks.append(Heading(run.label, run.index))
-        rows = [
-            [title_of(name), *(shown(name, v.metrics.get(name)) for v in columns)]
-            for name in _names(columns)
-        ]
-        blocks.append(Table(["held out", *(v.name for v in columns)], rows))
+            yield Heading(run.label, run.index)
+        columns = run.summary.at_borders()
+        yield _held_out(columns, [validation.name for validation in columns])
     if len(some) > 1:
-        last = [training.validations[-1] for _, training in some]
-        rows = [
-            [title_of(name), *(shown(name, v.metrics.get(name)) for v in last)]
-            for name in _names(last)
-        ]
-        heads = [Cell(run.label, v.name, run.index) for (run, _), v in zip(some, last, strict=True)]
-        blocks.append(Heading("The last validation of each run"))
-        blocks.append(Table(["held out", *heads], rows))
-        blocks.append(
-            Paragraph(
-                "One number for each run: these say nothing about chance. Train several seeds "
-                "before a difference is read as one of the settings."
-            )
+        last = [run.summary.validations[-1] for run in some]
+        heads = [Cell(run.label, v.name, run.index) for run, v in zip(some, last, strict=True)]
+        yield Heading("The last validation of each run")
+        yield _held_out(last, heads)
+        yield (
+            "One number for each run: these say nothing about chance. Train several seeds before a "
+            "difference is read as one of the settings."
         )
-    return Section("Validation", blocks)
 
 
-def named(validations: Sequence[Validation]) -> list[Validation]:
-    """Those at the borders of phases, or the first and the last if none has a name."""
-    return [v for v in validations if v.label] or [validations[0], *validations[1:][-1:]]
-
-
-def curves_section(runs: Sequence[Run]) -> Section | None:
-    """One figure for each scalar, all runs in it."""
-    some = with_training(runs, lambda training: bool(training.scalars.curves))
-    if not some:
-        return None
-    scalars = sorted({name for _, training in some for name in training.scalars.curves})
-    blocks: list[Block] = [
-        Paragraph(
-            "The x-axis counts finished iterations. From 60 values on a line is a running mean "
-            "over a thirtieth of the run, in front of the values themselves. Dotted: where a "
-            "phase begins. Band: one standard deviation over the rollouts of an iteration; of a "
-            "single run only."
-        )
+def _held_out(columns: Sequence[Validation], heads: Row) -> Table:
+    there = {name for column in columns for name in column.metrics}
+    known = closing_names(sorted(there))
+    others = sorted(name for name in there.difference(known) if "val/reward_" not in name)
+    rows = [
+        [title_of(name), *(format_value(name, column.metrics.get(name)) for column in columns)]
+        for name in [*known, *others]
     ]
-    for title, metrics in CURVES.items():
-        names = [name for metric in metrics for name in scalars if metric_of(name) is metric]
+    return Table(["held out", *heads], rows)
+
+
+def curves(runs: Sequence[Run]) -> Iterator[Block]:
+    """One figure for each scalar, all runs in it."""
+    some = [run for run in runs if run.scalars.curves]
+    if not some:
+        return
+    yield (
+        "The x-axis counts finished iterations. From 60 values on a line is a running mean over a "
+        "thirtieth of the run, in front of the values themselves. Dotted: where a stage begins. "
+        "Band: one standard deviation over the rollouts of an iteration; of a single run only."
+    )
+    scalars = sorted({name for run in some for name in run.scalars.curves})
+    for title, metrics in GROUPS.items():
+        shown = [metric for metric in metrics if metric.curve]
+        names = [name for metric in shown for name in scalars if metric_of(name) is metric]
         still = [name for name in names if _is_still(name, some)]
         pictures = [_curve(name, some) for name in names if name not in still]
         if pictures:
-            blocks += [Heading(title), Gallery(pictures)]
+            yield Heading(title)
+            yield Gallery(pictures)
         if still:
-            values = {name: some[0][1].scalars.last(name) for name in still}
-            text = ", ".join(f"{name} {shown(name, value)}" for name, value in values.items())
-            blocks.append(Paragraph(f"Without change, and not drawn: {text}."))
+            values = ((name, some[0].scalars.last(name)) for name in still)
+            text = ", ".join(f"{name} {format_value(name, value)}" for name, value in values)
+            yield f"Without change, and not drawn: {text}."
     other = [_curve(name, some) for name in scalars if metric_of(name) is None]
     if other:
-        blocks += [Heading("Other"), Gallery(other)]
-    return Section("Curves", blocks)
+        yield Heading("Other")
+        yield Gallery(other)
 
 
-def phase_borders(training: Training) -> list[float]:
-    """Iterations between the last of a phase and the first of the next."""
-    steps, values = training.scalars.curves.get(PHASE, ([], []))
+def stage_borders(scalars: Scalars) -> list[float]:
+    """Iterations between the last of a stage and the first of the next."""
+    steps, values = scalars.curves.get(STAGE, ([], []))
     pairs = zip(steps, values, steps[1:], values[1:], strict=False)
     return [(step + after) / 2 for step, value, after, next_ in pairs if next_ != value]
 
 
-def _names(validations: Sequence[Validation]) -> list[str]:
-    """Scalars of validations, in the order of the report."""
-    there = {name for v in validations for name in v.metrics}
-    ordered = [n for m in CURVES["Validation"] for n in sorted(there) if metric_of(n) is m]
-    parts = [name for name in ordered if name.startswith("val/reward_")]
-    if len(parts) == 1:  # the same as their sum
-        ordered.remove(parts[0])
-    return ordered + sorted(there.difference(ordered, parts))
-
-
-def _is_still(name: str, some: Sequence[tuple[Run, Training]]) -> bool:
-    values = [v for _, t in some for v in t.scalars.curves.get(name, ([], []))[1]]
-    if name not in ONLY_WHEN_CHANGING:
+def _is_still(name: str, some: Sequence[Run]) -> bool:
+    metric = metric_of(name)
+    if metric is None or not metric.if_changing:
         return False
-    return max(values) - min(values) < 1e-4
+    values = [value for run in some for value in run.scalars.curves.get(name, ([], []))[1]]
+    return max(values) - min(values) < _STILL
 
 
-def _curve(name: str, some: Sequence[tuple[Run, Training]]) -> Picture:
-    metric = metric_of(name) or Metric(name, name)
+def _curve(name: str, some: Sequence[Run]) -> Picture:
+    metric = metric_of(name)
+    having = [run for run in some if name in run.scalars.curves]
     series = []
-    marks: set[float] = set()
-    for run, training in some:
-        steps, values = training.scalars.curves.get(name, ([], []))
+    for run in having:
+        steps, values = run.scalars.curves[name]
         spread = None
-        if metric.spread and len(some) == 1:  # several bands cannot be told apart
-            other = training.scalars.curves.get(name.removesuffix("mean") + "std", ([], []))
+        if metric and metric.spread and len(some) == 1:  # several bands cannot be told apart
+            other = run.scalars.curves.get(name.removesuffix("mean") + "std", ([], []))
             spread = other[1] if other[0] == steps else None
-        if steps:
-            series.append(Series(run.index, run.label, steps, values, spread))
-            marks |= {*phase_borders(training)}
+        series.append(Series(run.index, run.label, steps, values, spread))
     draw = partial(
         curve_figure,
         title=name,
-        unit=metric.unit,
+        unit=metric.unit if metric else "",
         series=series,
-        marks=sorted(marks),
+        marks=sorted({mark for run in having for mark in stage_borders(run.scalars)}),
         points=name.startswith("val/"),
-        exact=metric.exact,
+        exact=metric is not None and metric.exact,
     )
-    return Picture("curve_" + file_name(name), f"{name}: {metric.title}", draw)
-
-
-def with_training(
-    runs: Sequence[Run], condition: Callable[[Training], bool]
-) -> list[tuple[Run, Training]]:
-    """The training runs that have something."""
-    return [(run, run.training) for run in runs if run.training and condition(run.training)]
+    title = f"{name}: {metric.title}" if metric else name
+    return Picture("curve_" + file_name(name), title, draw)
