@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -143,7 +144,8 @@ def test_a_row_without_positions_is_no_crash(tmp_path):
     assert [sample.positions for sample in recorder.kept] == [[]] * 4
     assert markdown_table(recorder.kept[0]).startswith("**document ")
     assert recorder.kept[0].entropy.positions == []
-    assert pixels(entropy_figure(recorder.kept[0].entropy, LIGHT)).shape == (300, 1000, 4)
+    draw = partial(entropy_figure, data=recorder.kept[0].entropy)
+    assert pixels(draw, LIGHT).shape == (300, 1000, 4)
 
 
 def test_the_picture_marks_positions_and_borders(tmp_path):
@@ -152,7 +154,7 @@ def test_the_picture_marks_positions_and_borders(tmp_path):
     (sample,) = recorder.kept
     assert len(sample.entropy.entropy) == 72
     assert len(sample.positions) == 2
-    picture = pixels(entropy_figure(sample.entropy, LIGHT))
+    picture = pixels(partial(entropy_figure, data=sample.entropy), LIGHT)
     picture = torch.from_numpy(picture[..., :3].copy()).long()
     red = (picture - torch.tensor([214, 39, 40])).abs().sum(-1) < 30
     assert red.sum() > 50

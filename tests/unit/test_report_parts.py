@@ -46,8 +46,8 @@ def test_the_card_of_a_run_says_what_it_read(tmp_path, spec, expected):
     assert tuple(shown.get(k) for k in ("data", "sequence length", "batch size")) == expected
 
 
-def names(figure):
-    box = figure.axes[0].get_legend()
+def names(axes):
+    box = axes.get_legend()
     return [] if box is None else [text.get_text().strip() for text in box.get_texts()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def write_to_tensorboard(writer: Any, samples: Sequence[Sample], iteration: int)
     writer.add_text("rollouts/table", table, iteration)
     for i, sample in enumerate(samples):
         tag = "rollouts/entropy" if len(samples) == 1 else f"rollouts/entropy_{i}"
-        picture = pixels(entropy_figure(sample.entropy, LIGHT))
+        picture = pixels(partial(entropy_figure, data=sample.entropy), LIGHT)
         writer.add_image(tag, picture, iteration, dataformats="HWC")
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,36 @@ class Theme:
     def run(self, index: int) -> str:
         """The colour of a run."""
         return self.runs[index % len(self.runs)]
+
+    def style(self) -> dict[Any, Any]:
+        """Matplotlib's settings: one pair of axes without a frame, small letters."""
+        return {
+            "figure.facecolor": self.background,
+            "figure.constrained_layout.use": True,
+            "axes.facecolor": self.background,
+            "axes.edgecolor": self.faint,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 9,
+            "axes.titlecolor": self.text,
+            "axes.labelsize": 8,
+            "axes.labelcolor": self.text,
+            "xtick.color": self.faint,
+            "xtick.labelcolor": self.text,
+            "xtick.labelsize": 8,
+            "ytick.color": self.faint,
+            "ytick.labelcolor": self.text,
+            "ytick.labelsize": 8,
+            "grid.color": self.faint,
+            "grid.linewidth": 0.5,
+            "legend.fontsize": 7,
+            "legend.frameon": False,
+            "legend.labelcolor": self.text,
+            "text.parse_math": False,  # a dollar sign is a dollar sign
+        }
 
 
 LIGHT = Theme(
@@ -62,15 +91,14 @@ class Picture:
 
     name: str  # of its file, without the ending
     alt: str  # what it shows, for those who do not see it
-    draw: Callable[[Theme], Figure]
+    draw: Callable[[Theme], Axes]
     wide: bool = False
 
     def png(self, theme: Theme) -> bytes:
         """The picture as a PNG file."""
-        figure = self.draw(theme)
         from PIL import Image
 
-        image = Image.fromarray(pixels(figure)[..., :3])
+        image = Image.fromarray(pixels(self.draw, theme)[..., :3])
         buffer = io.BytesIO()
         # Lines and text need few colours; the file is a third as large.
         few = image.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -78,56 +106,27 @@ class Picture:
         return buffer.getvalue()
 
 
-def new_axes(theme: Theme, width: float, height: float, dpi: int = 150) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes.
-
-    Args:
-        theme: its colours.
-        width: inches.
-        height: inches.
-        dpi: pixels per inch.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def new_axes(width: float, height: float, dpi: int = 150) -> Axes:
+    """One pair of axes in a figure of its own; sizes in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(width, height), dpi=dpi, layout="constrained", facecolor=theme.background
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=theme.background)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(theme.faint)
-    axes.tick_params(colors=theme.text, labelsize=8, color=theme.faint)
-    axes.grid(visible=True, color=theme.faint, linewidth=0.5)
-    axes.set_axisbelow(True)
-    return figure, axes
+    return Figure(figsize=(width, height), dpi=dpi).add_subplot()
 
 
-def label(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:
-    """Title and names of the axes; a dollar sign is a dollar sign."""
-    axes.set_title(title, fontsize=9, color=theme.text, loc="left", parse_math=False)
-    for name, place in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
-        place(name, fontsize=8, color=theme.text, parse_math=False)
+def legend(axes: Axes, **options: Any) -> None:
+    """The legend of everything that has a label, if anything has."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)
 
 
-def legend(axes: Axes, theme: Theme, **options: Any) -> None:
-    """The legend of everything that has a label."""
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    style: dict[str, Any] = {"fontsize": 7, "frameon": False, "labelcolor": theme.text}
-    box = axes.legend(handles, labels, **style, **options)
-    for text in box.get_texts():
-        text.set_parse_math(False)
-
-
-def pixels(figure: Figure) -> np.ndarray:
+def pixels(draw: Callable[[Theme], Axes], theme: Theme) -> np.ndarray:
     """What a figure looks like: ``[height, width, 4]`` uint8."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
+    with rc_context(theme.style()), warnings.catch_warnings():
         # Names of documents may be in any script; those without a glyph are boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        canvas = FigureCanvasAgg(draw(theme).get_figure(root=True))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba()).copy()

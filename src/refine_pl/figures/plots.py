@@ -1,4 +1,7 @@
-"""The figures: curves, distributions, entropy maps, intervals, and lines over a setting."""
+"""The figures: curves, distributions, entropy maps, intervals, and lines over a setting.
+
+Each gives its axes; its colours are those of the theme, all else is the style it is drawn in.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refine_pl.figures.drawing import LINES, Theme, label, legend, new_axes
+from refine_pl.figures.drawing import LINES, Theme, legend, new_axes
 from refine_pl.figures.text import shortened
 from refine_pl.training.run_folder import EntropyMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _NAME = 34  # characters of a run's name in a legend
 _RUNNING_MEAN_FROM = 60  # points
@@ -43,9 +45,9 @@ class Interval:
     high: float
 
 
-def entropy_figure(data: EntropyMap, theme: Theme, dpi: int = 100, run: int = 0) -> Figure:
+def entropy_figure(theme: Theme, data: EntropyMap, dpi: int = 100, run: int = 0) -> Axes:
     """Entropy along a document, raw and smoothed, with segment borders and chosen positions."""
-    figure, axes = new_axes(theme, 10, 3, dpi)
+    axes = new_axes(10, 3, dpi)
     axes.grid(visible=False)
     axes.plot(data.entropy, color=theme.muted, linewidth=0.6, label="entropy")
     axes.plot(data.smoothed, color=theme.run(run), linewidth=0.9, label="smoothed")
@@ -53,12 +55,11 @@ def entropy_figure(data: EntropyMap, theme: Theme, dpi: int = 100, run: int = 0)
         axes.axvline(border, color=theme.muted, linestyle=":", linewidth=0.8)
     heights = [data.smoothed[token] for token in data.scored]
     axes.plot(data.scored, heights, "v", color=theme.mark, markersize=6, label="chosen position")
-    top = max(_largest(data.entropy), 0.1) * 1.2  # room for the legend
-    axes.set(xlim=(0, max(len(data.entropy) - 1, 1)), ylim=(0, top))
-    title = f"{shortened(data.document, 80)}, iteration {data.iteration}"
-    label(axes, theme, title, "token", "nats")
-    legend(axes, theme, loc="upper right", ncols=3)
-    return figure
+    top = max(finite(data.entropy).max(initial=0.0), 0.1) * 1.2  # room for the legend
+    axes.set(xlim=(0, max(len(data.entropy) - 1, 1)), ylim=(0, top), xlabel="token", ylabel="nats")
+    axes.set_title(f"{shortened(data.document, 80)}, iteration {data.iteration}")
+    legend(axes, loc="upper right", ncols=3)
+    return axes
 
 
 def curve_figure(
@@ -69,7 +70,7 @@ def curve_figure(
     marks: Sequence[float] = (),
     points: bool = False,
     exact: bool = False,
-) -> Figure:
+) -> Axes:
     """A metric over iterations, one line for each run.
 
     From 60 points on the line is a running mean over a thirtieth of the run, in front of the raw
@@ -84,14 +85,14 @@ def curve_figure(
         points: whether every value is a point that matters, as for validations.
         exact: whether the values are drawn as they are, without a running mean.
     """
-    figure, axes = new_axes(theme, 4.3, 2.7)
+    axes = new_axes(4.3, 2.7)
     for mark in marks:
         axes.axvline(mark, color=theme.muted, linestyle=":", linewidth=0.9)
     for line in series:
         _draw(axes, theme, line, points, smooth=not (exact or points))
-    label(axes, theme, title, "iteration", unit)
-    legend(axes, theme, loc="best")  # of a single run too: the figure may be shown alone
-    return figure
+    axes.set(title=title, xlabel="iteration", ylabel=unit)
+    legend(axes, loc="best")  # of a single run too: the figure may be shown alone
+    return axes
 
 
 def _draw(axes: Axes, theme: Theme, line: Series, points: bool, smooth: bool) -> None:
@@ -128,12 +129,12 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 def histogram_figure(
     theme: Theme, title: str, early: Sequence[float], late: Sequence[float], run: int
-) -> Figure:
+) -> Axes:
     """How often each reward came: the first third of the recorded iterations and the last.
 
     Shares and not counts: the thirds may hold unequal numbers of rollouts.
     """
-    figure, axes = new_axes(theme, 4.3, 2.4)
+    axes = new_axes(4.3, 2.4)
     first, last = finite(early), finite(late)
     both = np.concatenate([first, last])
     low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
@@ -149,14 +150,14 @@ def histogram_figure(
             options: dict[str, Any] = {"fill": True, "alpha": 0.8} if filled else {"linewidth": 1.6}
             axes.stairs(share, edges, color=colour, label=name, **options)
     axes.set_ylim(bottom=0)
-    label(axes, theme, title, "reward of a rollout", "share")
-    legend(axes, theme, loc="best")
-    return figure
+    axes.set(title=title, xlabel="reward of a rollout", ylabel="share")
+    legend(axes, loc="best")
+    return axes
 
 
 def interval_figure(
     theme: Theme, rows: Sequence[str], intervals: Sequence[Interval], x: str, zero: bool
-) -> Figure:
+) -> Axes:
     """Points with intervals, one row for each task and length.
 
     Args:
@@ -168,7 +169,7 @@ def interval_figure(
     """
     runs = list(dict.fromkeys(interval.run for interval in intervals))
     step = 0.7 / max(len(runs), 1)
-    figure, axes = new_axes(theme, 8.4, 0.8 + len(rows) * (0.14 + 0.1 * len(runs)))
+    axes = new_axes(8.4, 0.8 + len(rows) * (0.14 + 0.1 * len(runs)))
     axes.grid(visible=False, axis="y")
     if zero:
         axes.axvline(0, color=theme.text, linewidth=0.8)
@@ -180,39 +181,30 @@ def interval_figure(
         name = None if interval.run in named else " " + shortened(interval.label, _NAME)
         axes.plot([interval.middle], [place], "o", color=colour, markersize=4.5, label=name)
         named.add(interval.run)
-    axes.set_yticks(range(len(rows)), [shortened(row, 48) for row in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [shortened(row, 48) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     low, high = min(i.low for i in intervals), max(i.high for i in intervals)
     if zero:
         low, high = min(low, 0), max(high, 0)
     margin = max((high - low) / 20, 1)  # scores may all be equal
     axes.set_xlim(low - margin if zero else max(low - margin, -0.5), high + margin)
-    label(axes, theme, x=x)
+    axes.set_xlabel(x)
     if runs != [None]:  # a difference, which the x-axis names
-        legend(axes, theme, loc="best")
-    return figure
+        legend(axes, loc="best")
+    return axes
 
 
-def setting_figure(theme: Theme, title: str, setting: str, series: Sequence[Series]) -> Figure:
-    """A metric over the values of a setting; the band is one standard deviation over seeds."""
-    figure, axes = new_axes(theme, 4.3, 2.7)
-    for line in series:
-        colour = theme.run(line.run)
-        axes.errorbar(
-            line.x, line.y, yerr=line.spread, color=colour, marker="o", markersize=4, capsize=3
-        )
-    ticks = sorted({value for line in series for value in line.x})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    label(axes, theme, title, setting, "")
-    return figure
+def setting_figure(theme: Theme, title: str, setting: str, line: Series) -> Axes:
+    """A metric over the values of a setting; the bars are one standard deviation over seeds."""
+    axes = new_axes(4.3, 2.7)
+    style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3}
+    axes.errorbar(line.x, line.y, yerr=line.spread, color=theme.run(line.run), **style)
+    axes.set_xticks(line.x, [f"{value:g}" for value in line.x])
+    axes.set(title=title, xlabel=setting)
+    return axes
 
 
 def finite(values: Sequence[float]) -> np.ndarray:
     """Those that are numbers: ``[at most K]`` float64."""
     array = np.asarray(values, float)
     return array[np.isfinite(array)]
-
-
-def _largest(values: Sequence[float]) -> float:
-    array = finite(values)
-    return float(array.max()) if len(array) else 0.0

@@ -50,7 +50,7 @@ def _block(block: Block) -> list[str]:
         case Gallery(pictures):
             return [f"![{escaped(p.alt)}]({FIGURES}/{p.name}.png)" for p in pictures]
         case Details(summary, inner):
-            return [f"#### {escaped(summary)}", "", *_blocks(inner)]
+            return [f"#### {escaped(summary)}", "", *_blocks(inner)[:-1]]
 
 
 def _table(table: Table) -> list[str]:

@@ -112,8 +112,8 @@ class Index:
         for overlay, changed in variants:
             if (overlay.group, overlay.name) not in described:
                 file = None if overlay.file is None else str(overlay.file)
-                described_as = SweepOverlay(overlay.name, overlay.group, file, dict(changed))
-                content.overlays.append(described_as)
+                found = SweepOverlay(overlay.name, overlay.group, file, dict(changed))
+                content.overlays.append(found)
             for seed in seeds:
                 entry = known.get((overlay.group, overlay.name, seed))
                 if entry is None:

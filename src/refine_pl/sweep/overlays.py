@@ -89,11 +89,10 @@ def check_effect(overlay: Overlay, changed: Mapping[str, Any], resolved: Mapping
     Raises:
         ConfigError: naming the setting; training would not notice it.
     """
-    stages = stages_of(resolved).values()
     own = [
-        {*(k for k, v in stage.items() if v is not None), *(stage.get("settings") or {})}
-        | {*(stage.get("ramp") or {})}
-        for stage in stages
+        {name for name, value in stage.items() if value is not None}
+        | {*(stage.get("settings") or {}), *(stage.get("ramp") or {})}
+        for stage in stages_of(resolved).values()
     ]
     for key in changed if own else ():
         name = key.removeprefix("model.").replace(".init_args.", ".")

@@ -142,13 +142,22 @@ class Average:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreInterval:
+    """How the intervals were made."""
+
+    level: float
+    resamples: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """All numbers of an evaluation."""
 
     rows: int
     results: list[Result]  # the released rule of a task comes before its further ones
     averages: list[Average] = field(default_factory=list)
-    interval: dict[str, Any] = field(default_factory=dict)  # level, resamples, method
+    interval: ScoreInterval | None = None
 
     def result(self, task: str, length: int | None) -> Result | None:
         """By the released rule, which is the first one."""

@@ -116,7 +116,7 @@ def _picture(run: Run, group: str, name: str, variants: Sequence[Variant]) -> Pi
     if len(there) < 2:
         return None
     values = [variant.values(name) for variant in there]
-    series = Series(
+    line = Series(
         run.index,
         run.label,
         [variant.number or 0.0 for variant in there],
@@ -124,7 +124,7 @@ def _picture(run: Run, group: str, name: str, variants: Sequence[Variant]) -> Pi
         [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values],
     )
     setting = group.replace("_", " ")
-    draw = partial(setting_figure, title=title(name), setting=setting, series=[series])
+    draw = partial(setting_figure, title=title(name), setting=setting, line=line)
     file = f"ablation_{run.index}_{file_name(group)}_{file_name(name)}"
     return Picture(file, f"{title(name)} over {group}", draw)
 

@@ -47,13 +47,10 @@ def _places(run: Run) -> list[paper.Place]:
 
 def _scores(scored: Sequence[Run]) -> Iterator[Block]:
     about = scored[0].scores.interval
-    level, resamples = about.get("level"), about.get("resamples")
-    words = f"{level:.0%} " if isinstance(level, float) else ""
-    draws = f", {resamples:,} resamples" if isinstance(resamples, int) else ""
+    method = f" ({about.level:.0%}, {about.method}, {about.resamples:,} resamples)" if about else ""
     yield (
-        f"Percent, by the released rule of each task. After each mean its {words}interval "
-        f"({about.get('method', 'method not given')}{draws}): how much the mean depends on which "
-        "rows were asked, and on nothing else."
+        f"Percent, by the released rule of each task. After each mean its interval{method}: how "
+        "much the mean depends on which rows were asked, and on nothing else."
     )
     places = list(dict.fromkeys(place for run in scored for place in _places(run)))
     found = {place: [run.scores.result(*place) for run in scored] for place in places}

@@ -49,16 +49,16 @@ def entropy_maps(runs: Sequence[Run]) -> Iterator[Block]:
     for run in some:
         if len(some) > 1:
             yield Heading(run.label, run.index)
-        by_iteration = {found.iteration: found for found in reversed(run.entropy)}  # the first
+        first = {found.iteration: found for found in reversed(run.entropy)}  # of each iteration
         yield Gallery(
             [
                 Picture(
-                    f"entropy_{run.index}_{iteration}",
-                    f"Entropy along {by_iteration[iteration].document} in iteration {iteration}",
-                    partial(entropy_figure, by_iteration[iteration], dpi=150, run=run.index),
+                    f"entropy_{run.index}_{found.iteration}",
+                    f"Entropy along {found.document} in iteration {found.iteration}",
+                    partial(entropy_figure, data=found, dpi=150, run=run.index),
                     wide=True,
                 )
-                for iteration in spaced(sorted(by_iteration), _MAPS)
+                for found in spaced([first[iteration] for iteration in sorted(first)], _MAPS)
             ]
         )
 

@@ -68,19 +68,12 @@ def curves(runs: Sequence[Run]) -> Iterator[Block]:
     for title, metrics in GROUPS.items():
         shown = [metric for metric in metrics if metric.curve]
         names = [name for metric in shown for name in scalars if metric_of(name) is metric]
-        still = [name for name in names if _is_still(name, some)]
-        pictures = [_curve(name, some) for name in names if name not in still]
-        if pictures:
-            yield Heading(title)
-            yield Gallery(pictures)
-        if still:
-            values = ((name, some[0].scalars.last(name)) for name in still)
-            text = ", ".join(f"{name} {format_value(name, value)}" for name, value in values)
-            yield f"Without change, and not drawn: {text}."
-    other = [_curve(name, some) for name in scalars if metric_of(name) is None]
-    if other:
-        yield Heading("Other")
-        yield Gallery(other)
+        yield from _figures(title, [name for name in names if not _is_still(name, some)], some)
+    yield from _figures("Other", [name for name in scalars if metric_of(name) is None], some)
+    still = {name: some[0].scalars.last(name) for name in scalars if _is_still(name, some)}
+    if still:
+        values = ", ".join(f"{name} {format_value(name, value)}" for name, value in still.items())
+        yield f"Without change, and not drawn: {values}."
 
 
 def stage_borders(scalars: Scalars) -> list[float]:
@@ -96,6 +89,12 @@ def _is_still(name: str, some: Sequence[Run]) -> bool:
         return False
     values = [value for run in some for value in run.scalars.curves.get(name, ([], []))[1]]
     return max(values) - min(values) < _STILL
+
+
+def _figures(title: str, names: Sequence[str], some: Sequence[Run]) -> Iterator[Block]:
+    if names:
+        yield Heading(title)
+        yield Gallery([_curve(name, some) for name in names])
 
 
 def _curve(name: str, some: Sequence[Run]) -> Picture:
