@@ -24,7 +24,7 @@ def write_lines(file, rows):
 
 
 def training_run(folder, seed=0, iterations=6, text="plain", config=None, top=None):
-    """A run of two phases; rollouts, entropy and all scalars."""
+    """A run of two stages; rollouts, entropy and all scalars."""
     folder.mkdir(parents=True)
     noise = random.Random(seed)
     settings = {

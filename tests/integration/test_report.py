@@ -491,9 +491,7 @@ def test_settings_of_a_class_that_not_all_have_follow_from_the_class():
     assert "data.cache" not in dict(rows)  # absent, or null
     folded = [key for (key, _), inner in zip(rows, of_one_class(rows), strict=True) if inner]
     assert folded == ["data.length", "data.paths"]
-    missing = differences(
-        [{"phases": [{"name": "a", "n": 1}]}, {"phases": [{"name": "b", "n": 1}]}]
-    )
+    missing = differences([{"parts": [{"name": "a", "n": 1}]}, {"parts": [{"name": "b", "n": 1}]}])
     assert missing
     assert not any(of_one_class(missing))
 

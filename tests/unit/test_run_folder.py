@@ -1,9 +1,11 @@
 """Records of a run folder: what is written is read again, and what does not fit is named."""
 
 import json
+import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +131,26 @@ def test_stages_are_found_wherever_the_schedule_is():
     ):
         assert stages_of(config) == stages
     assert stages_of({"trainer": {"callbacks": [other]}}) == stages_of({}) == {}
+
+
+def test_the_examples_in_the_docs_are_records(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "reading_a_run.md").read_text()
+    examples = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    tables = re.findall(r"\| field \| what \|\n\|---\|---\|\n((?:\|.*\n)+)", page)
+    assert len(examples) == len(tables) == 2
+    for kind, example, table in zip((Position, EntropyMap), examples, tables, strict=True):
+        (tmp_path / "a.json").write_text(example)
+        assert asdict(read_record(tmp_path / "a.json", kind)) == json.loads(example)
+        names = {field.name for field in fields(kind)}
+        assert (
+            names
+            >= set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+            >= names
+            - {
+                "iteration",
+                "document",
+            }
+        )
 
 
 def test_the_folder_of_a_checkpoint(tmp_path):
