@@ -190,7 +190,7 @@ def _goes_on_where_it_stopped():
     write(Path("length/2.yaml"), model={"rollout_length": 4})
     outcome = command_line.run(*sweep("--overlays", "length"))
     assert outcome.code == 2
-    assert "length/2: model.rollout_length 2, now 4" in outcome.stderr
+    assert "length/2: model.rollout_length: 2, now 4" in outcome.stderr
     write(Path("length/2.yaml"), model={"rollout_length": 2})
     assert index() == before
 
@@ -295,7 +295,7 @@ def test_a_test_after_each_run_is_a_stage_of_its_own(stub):
     words[words.index("niah.yaml")] = "other.yaml"
     outcome = command_line.run(*words)
     assert outcome.code == 2
-    assert "--eval: niah.yaml, now other.yaml" in outcome.stderr
+    assert '--eval: "niah.yaml", now "other.yaml"' in outcome.stderr
 
 
 def test_ctrl_c_ends_the_run_too_and_says_how_to_go_on(stub):

@@ -138,21 +138,19 @@ class Index:
         Raises:
             ConfigError: naming the settings that differ.
         """
-        before = self.content.base.resolved
-        different = [
-            f"{key}: {_shown(before, key)}, now {_shown(resolved, key)}"
-            for key in changes(before, _as_read(resolved))
-        ]
-        past = {(old.group, old.overlay): old.changes for old in self.content.overlays}
-        for overlay, changed in variants:
-            old, new = past.get((overlay.group, overlay.name)), _as_read(changed)
-            if old is not None and old != new:
-                keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-                values = ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in keys)
-                different.append(f"{overlay.label}: {values}")
         test = self.content.evaluation
-        if None not in (test, evaluation) and test != evaluation:
-            different.append(f"--eval: {test}, now {evaluation}")
+        past = {(old.group, old.overlay): old.changes for old in self.content.overlays}
+        known = [(o, changed, past.get((o.group, o.name))) for o, changed in variants]
+        compared = [
+            ("", self.content.base.resolved, resolved),
+            *((f"{o.label}: ", old, changed) for o, changed, old in known if old is not None),
+            *([("", {"--eval": test}, {"--eval": evaluation})] if test and evaluation else []),
+        ]
+        different = [
+            f"{prefix}{key}: {_shown(before, key)}, now {_shown(now, key)}"
+            for prefix, before, now in compared
+            for key in changes(before, json.loads(json.dumps(now)))  # JSON has no tuples
+        ]
         if different:
             more = len(different) - _DIFFERENCES_SHOWN
             shown = different[:_DIFFERENCES_SHOWN] + [f"and {more} more"] * (more > 0)
@@ -166,12 +164,6 @@ class Index:
     def write(self) -> None:
         """Replace the file."""
         write_json(self.folder / SWEEP, self.content)
-
-
-def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come back from a file: JSON has no tuples."""
-    found: dict[str, Any] = json.loads(json.dumps(values))
-    return found
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from refine_pl.figures.plots import entropy_figure, histogram_figure
 from refine_pl.figures.text import file_name, visible
 from refine_pl.report.page import Block, Cell, Details, Gallery, Heading, Note, Row, Table
 from refine_pl.report.reading import Run
-from refine_pl.training.run_folder import Position, Rollout
+from refine_pl.training.run_folder import Position
 
 _MAPS = 3  # entropy maps of a run
 _SAMPLES = 3  # positions of an iteration
@@ -34,7 +34,7 @@ def reward_distributions(runs: Sequence[Run]) -> Iterator[Block]:
         iterations = _iterations(run)
         if len(iterations) < 2:
             yield Note(f"{run.label}: one recorded iteration only; nothing to compare.")
-        yield Gallery(_histograms(run, iterations))
+        yield Gallery(list(_histograms(run, iterations)))
 
 
 def entropy_maps(runs: Sequence[Run]) -> Iterator[Block]:
@@ -97,37 +97,24 @@ def _iterations(run: Run) -> list[int]:
     return sorted({position.iteration for position in run.positions})
 
 
-def _histograms(run: Run, iterations: Sequence[int]) -> list[Picture]:
+def _histograms(run: Run, iterations: Sequence[int]) -> Iterator[Picture]:
     third = max(len(iterations) // 3, 1)
     late = set(iterations[-third:])
     early = set() if late.intersection(iterations[:third]) else set(iterations[:third])
 
-    def drawn(some: set[int]) -> list[Rollout]:
-        return [r for p in run.positions if p.iteration in some for r in p.rollouts]
+    def drawn(some: set[int], part: str) -> list[float]:
+        rollouts = [r for p in run.positions if p.iteration in some for r in p.rollouts]
+        if not part:
+            return [rollout.reward for rollout in rollouts]
+        return [rollout.parts[part] for rollout in rollouts if part in rollout.parts]
 
-    first, last = drawn(early), drawn(late)
     parts = list(dict.fromkeys(n for p in run.positions for r in p.rollouts for n in r.parts))
-
-    def picture(name: str, title: str, reward: Callable[[Rollout], float | None]) -> Picture:
-        before, after = (
-            [value for rollout in some if (value := reward(rollout)) is not None]
-            for some in (first, last)
-        )
-        draw = partial(histogram_figure, title=title, early=before, late=after, run=run.index)
-        return Picture(name, f"Distribution of the rewards: {title}", draw)
-
-    pictures = [
-        picture(
-            f"rewards_{run.index}_{file_name(name)}",
-            f"{name}, before its weight",
-            lambda rollout, name=name: rollout.parts.get(name),  # type: ignore[misc]
-        )
-        for name in parts
-    ]
-    if len(parts) == 1:  # it is the sum
-        return pictures
-    whole = picture(f"rewards_{run.index}", "weighted sum", lambda rollout: rollout.reward)
-    return [whole, *pictures]
+    for part in parts if len(parts) == 1 else ["", *parts]:  # one reward alone is the sum
+        title = f"{part}, before its weight" if part else "weighted sum"
+        first, last = drawn(early, part), drawn(late, part)
+        draw = partial(histogram_figure, title=title, early=first, late=last, run=run.index)
+        file = f"rewards_{run.index}" + (f"_{file_name(part)}" if part else "")
+        yield Picture(file, f"Distribution of the rewards: {title}", draw)
 
 
 def _sample(row: Position) -> Table:
