@@ -259,8 +259,7 @@ def test_an_older_report_is_replaced_and_other_files_stay(tmp_path):
 def test_a_run_of_fit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_documents(tmp_path / "docs")
-    phases = [{"name": "warm-up", "iterations": 2, "policy_weight": 0.0}]
-    phases.append({"name": "refine", "iterations": 4})
+    stages = {"warm-up": {"iterations": 2, "policy_weight": 0.0}, "refine": {"iterations": 4}}
     edits = {
         "trainer.max_epochs": -1,
         "trainer.logger": {
@@ -268,15 +267,14 @@ def test_a_run_of_fit(tmp_path, monkeypatch):
             "init_args": {"save_dir": "runs", "name": "tiny"},
         },
         "trainer.callbacks": [
-            {"class_path": "refine_pl.callbacks.MidTraining"},
             {
                 "class_path": "refine_pl.callbacks.RolloutRecorder",
                 "init_args": {"every_n_iterations": 2},
             },
             {"class_path": "refine_pl.callbacks.RunSummary"},
             {
-                "class_path": "refine_pl.callbacks.PhaseSchedule",
-                "init_args": {"phases": phases, "validate": True},
+                "class_path": "refine_pl.training.Schedule",
+                "init_args": {"stages": stages, "validate": True},
             },
         ],
         "data.init_args.num_validation_documents": 1,

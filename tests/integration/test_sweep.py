@@ -348,7 +348,7 @@ WRONG = {
     "a place of its own": (["--config", "placed.yaml"], "every run would write into here"),
     "no logger": (["--config", "unlogged.yaml"], "gives a run no folder of its own"),
     "no effect": (
-        ["--config", "phased.yaml", "--overlays", "length/1.yaml"],
+        ["--config", "staged.yaml", "--overlays", "length/1.yaml"],
         "model.rollout_length of length/1 has no effect",
     ),
 }
@@ -363,9 +363,9 @@ def test_what_cannot_be_is_said_before_anything_runs(words, message, place):
     placed = {"class_path": spec["class_path"], "init_args": {"dirpath": "here"}}
     write(Path("placed.yaml"), trainer={"callbacks": [placed]})
     write(Path("unlogged.yaml"), trainer={"logger": False})
-    phase = {"name": "one", "iterations": 1, "ramp": {"rollout_length": [1, 3]}}
-    schedule = {"class_path": "refine_pl.callbacks.PhaseSchedule", "init_args": {"phases": [phase]}}
-    write(Path("phased.yaml"), trainer={"callbacks": [schedule]})
+    stages = {"one": {"iterations": 1, "ramp": {"rollout_length": [1, 3]}}}
+    schedule = {"class_path": "refine_pl.training.Schedule", "init_args": {"stages": stages}}
+    write(Path("staged.yaml"), trainer={"callbacks": [schedule]})
     there = sorted(place.rglob("*"))
     outcome = command_line.run("sweep", "--config", "tiny.yaml", "--out", "out", *words)
     assert outcome.code == 2

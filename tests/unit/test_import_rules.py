@@ -32,10 +32,10 @@ RULES = {
     "evaluation": (*SHARED, "backbones", "rollouts", "task_records", "tokenizers"),
     "objectives": (*ENGINE, "evaluation"),
     "training": (*ENGINE, "evaluation", "objectives"),
-    "figures": SHARED,
+    "figures": (*SHARED, "training"),  # records of a run folder
     "data": (*SHARED, "evaluation", "task_records", "tokenizers"),
     "callbacks": (*ENGINE, "evaluation", "figures", "training"),
-    "report": ("errors", "evaluation", "figures", "training"),
+    "report": ("errors", "evaluation", "figures", "sweep", "training"),
     "sweep": ("errors", "training"),
     "benchmark": (*ENGINE, "refine_kernels", "training"),
     "commands": (
@@ -68,6 +68,7 @@ WITHOUT_LIGHTNING = (
     "refine_pl.training.metric_table",
     "refine_pl.training.checks",
     "refine_pl.training.validation",
+    "refine_pl.training.record_files",
     "refine_pl.training.run_folder",
 )
 MIN_FILES = 150

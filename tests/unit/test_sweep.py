@@ -8,9 +8,9 @@ import zipfile
 import pytest
 
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.figures.text import duration
 from refine_pl.sweep import changes, check_effect, find_overlays, newest_checkpoint, results_table
 from refine_pl.sweep.index import Index
+from refine_pl.sweep.loop import duration
 from refine_pl.sweep.overlays import Overlay
 from refine_pl.sweep.process import clear, prepare, reason, run_logged
 from refine_pl.sweep.table import last_numbers, spread, with_mean_score

@@ -28,10 +28,3 @@ def shortened(text: str, length: int) -> str:
 def file_name(text: str) -> str:
     """A part of a file name: letters, digits and underscores only."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in text)
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``7 min``, ``3.5 h``."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refine_pl.errors import ConfigError
-from refine_pl.figures.text import duration
 from refine_pl.sweep.index import Index
 from refine_pl.sweep.overlays import Overlay
 from refine_pl.sweep.process import (
@@ -124,6 +123,13 @@ def run_sweep(
         rest = f"; about {duration(left)} left" if left else ""
         say(f"{_outcome(entry)}, {duration(spent[-1])}{rest}", "\n")
     return _failures(sweep, asked)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``7 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _test_is_due(entry: SweepEntry, retry: bool) -> bool:

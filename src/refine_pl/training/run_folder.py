@@ -228,9 +228,7 @@ def stages_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     own = (callback.get("init_args") for callback in callbacks if isinstance(callback, Mapping))
     for schedule in (config.get("schedule"), *own):
-        stages = (schedule or {}).get("stages") or (schedule or {}).get("phases")
-        if isinstance(stages, list):
-            stages = {stage["name"]: stage for stage in stages}
+        stages = (schedule or {}).get("stages")
         if stages:
             return dict(stages)
     return {}

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from refine_pl.figures.text import duration, shortened
+from refine_pl.figures.text import shortened
 from refine_pl.report.page import Block, Heading, Note, Row, Table
 from refine_pl.report.reading import Run
 from refine_pl.report.settings import MISSING, at, short_class
+from refine_pl.sweep.loop import duration
 from refine_pl.training.metrics import format_value
 from refine_pl.training.run_folder import stages_of
 
