@@ -9,12 +9,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from refine_pl.callbacks import RolloutRecorder
 from refine_pl.callbacks.recorder import markdown_table
+from refine_pl.callbacks.summary import summary_table
 from refine_pl.figures.drawing import LIGHT, pixels
 from refine_pl.figures.plots import entropy_figure
 from refine_pl.figures.text import plain
 from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
 from refine_pl.training import Schedule, Stage
 from refine_pl.training.record_files import drop_later_lines
+from refine_pl.training.run_folder import Validation
 
 REWARDS = {"similarity": EmbeddingSimilarity(), "match": ExactMatch(weight=0.5)}
 
@@ -128,6 +130,25 @@ def test_separators_inside_a_line_do_not_cut_it(tmp_path):
 )
 def test_text_is_shown_as_it_is(text, shown):
     assert plain(text) == shown
+
+
+def test_the_closing_table_has_one_row_for_each_number():
+    numbers = {"val/ntp_loss": 2.0, "val/reward": 0.5, "val/reward_match": 0.5, "val/mine": 1.0}
+    validations = [
+        Validation("before", 0, numbers),
+        Validation(None, 3, numbers),
+        Validation("after refine", 4, numbers | {"val/accuracy": 0.25}),
+    ]
+    table = summary_table(validations)
+    cells = [list(column.cells) for column in table.columns]
+    assert [column.header for column in table.columns] == ["held out", "before", "after refine"]
+    assert list(zip(*cells, strict=True)) == [
+        ("next-token loss, nats per token", "2.0000", "2.0000"),
+        ("accuracy, most likely token", "–", "25.00%"),
+        ("reward of rollouts", "0.5000", "0.5000"),
+    ]
+    unnamed = summary_table([Validation(None, i, numbers) for i in (2, 4, 6)])
+    assert [column.header for column in unnamed.columns][1:] == ["iteration 2", "iteration 6"]
 
 
 class Keep(RolloutRecorder):

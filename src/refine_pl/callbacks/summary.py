@@ -99,7 +99,7 @@ def summary_table(validations: Sequence[Validation]) -> Table:
     table.add_column("held out")
     for validation in columns:
         table.add_column(validation.name, justify="right")
-    for name in closing_names(name for validation in columns for name in validation.metrics):
+    for name in closing_names({name for validation in columns for name in validation.metrics}):
         values = (validation.metrics.get(name) for validation in columns)
         table.add_row(title_of(name), *(format_value(name, value) for value in values))
     return table

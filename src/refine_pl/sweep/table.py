@@ -32,7 +32,7 @@ def results_table(folder: Path, entries: Sequence[SweepEntry]) -> Table:
         if entry.status == "done":
             row.append(with_mean_score(last_numbers(folder / entry.run)))
     names = {name for runs in rows.values() for run in runs for name in run}
-    shown = [name for name in closing_names(sorted(names)) if not name.startswith("val/reward_")]
+    shown = [name for name in closing_names(names) if not name.startswith("val/reward_")]
     shown += ["score"] if "score" in names else []
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("overlay", no_wrap=True)

@@ -96,7 +96,7 @@ def _group(run: Run, group: str, variants: Sequence[Variant]) -> Iterator[Block]
     # The recipe first, numbers in their order; sorting keeps the order of everything else.
     variants = sorted(variants, key=lambda v: (v.group != BASE, v.number or 0.0))
     there = {name for variant in variants for seed in variant.seeds for name in seed}
-    names = sorted(name for name in there if name.startswith(SCORE)) + closing_names(sorted(there))
+    names = sorted(name for name in there if name.startswith(SCORE)) + closing_names(there)
     rows: list[Row] = []
     for variant in variants:
         recipe = " (recipe as it is)" if variant.group != group else ""

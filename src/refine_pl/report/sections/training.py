@@ -45,7 +45,7 @@ def validations(runs: Sequence[Run]) -> Iterator[Block]:
 
 def _held_out(columns: Sequence[Validation], heads: Row) -> Table:
     there = {name for column in columns for name in column.metrics}
-    known = closing_names(sorted(there))
+    known = closing_names(there)
     others = sorted(name for name in there.difference(known) if "val/reward_" not in name)
     rows = [
         [title_of(name), *(format_value(name, column.metrics.get(name)) for column in columns)]
