@@ -126,6 +126,7 @@ def test_stages_are_found_wherever_the_schedule_is():
     other = {"class_path": "b.Other"}
     for config in (
         {"schedule": {"stages": stages}, "trainer": {"callbacks": None}},
+        {"schedule": callback},
         {"trainer": {"callbacks": [other, callback]}},
         {"trainer": {"callbacks": callback}, "schedule": None},
     ):

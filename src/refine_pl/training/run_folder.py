@@ -226,9 +226,9 @@ def stages_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The stages of the schedule in the settings of a run, by name; empty without a schedule."""
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    own = (callback.get("init_args") for callback in callbacks if isinstance(callback, Mapping))
-    for schedule in (config.get("schedule"), *own):
-        stages = (schedule or {}).get("stages")
-        if stages:
-            return dict(stages)
+    for spec in (config.get("schedule"), *callbacks):
+        if isinstance(spec, Mapping):
+            stages = (spec.get("init_args") or spec).get("stages")
+            if stages:
+                return dict(stages)
     return {}

@@ -65,6 +65,7 @@ def _training(run: Run) -> Card:
         "data": _of_data(config, _texts),
         "sequence length": data_setting("sequence_length"),
         "batch size": data_setting("batch_size"),
+        "phase": setting("phase"),
         "stages": ", ".join(_stage(*stage) for stage in stages_of(config).items()) or MISSING,
         "selector": setting("model", "selector"),
         "segments": setting("model", "num_segments"),
