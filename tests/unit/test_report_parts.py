@@ -29,10 +29,10 @@ STAGES = {
         (TEXT, ("Files", "1024", "8")),
         (ROWS, ("Needles + QA", None, "32")),
         (
-            data("PhaseData", sources={"text": TEXT, "rows": ROWS}),
+            data("StageData", sources={"text": TEXT, "rows": ROWS}),
             ("text: Files, rows: Needles + QA", "text: 1024", "text: 8, rows: 32"),
         ),
-        (data("PhaseData", sources={"a": TEXT, "b": TEXT}), ("Files", "1024", "8")),
+        (data("StageData", sources={"a": TEXT, "b": TEXT}), ("Files", "1024", "8")),
         (data("Mine"), ("Mine", None, None)),
         (None, (None, None, None)),
     ],

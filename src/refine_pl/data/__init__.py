@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from refine_pl.data.corpora.hub_dataset import HubDataset
     from refine_pl.data.corpora.standard_library import StandardLibrary
     from refine_pl.data.loader import BatchKey, BatchOrder, ResumableLoader
-    from refine_pl.data.phase_data import PhaseData
+    from refine_pl.data.stage_data import StageData
     from refine_pl.data.task_data import TaskData
     from refine_pl.data.tasks.base import TaskSource
     from refine_pl.data.tasks.needles import NeedleInAHaystack
@@ -36,7 +36,7 @@ __all__ = [
     "HubTokenizer",
     "MultiDocumentQA",
     "NeedleInAHaystack",
-    "PhaseData",
+    "StageData",
     "ResumableLoader",
     "Row",
     "RowFiles",
@@ -55,7 +55,7 @@ _HOMES = {
     "HubDataset": "corpora.hub_dataset",
     "MultiDocumentQA": "tasks.question_answering",
     "NeedleInAHaystack": "tasks.needles",
-    "PhaseData": "phase_data",
+    "StageData": "stage_data",
     "ResumableLoader": "loader",
     "Row": "collate",
     "RowFiles": "tasks.row_files",

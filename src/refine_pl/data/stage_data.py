@@ -1,4 +1,4 @@
-"""Several data modules in one run: each phase of a schedule reads one of them."""
+"""Several data modules in one run: each stage of a schedule reads one of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from refine_pl.errors import CheckpointError, ConfigError, nearest
 from refine_pl.tokenizers import Tokenizer
 
 Plan = Sequence[tuple[str, int]]
-"""``(source, batches)`` for each phase, in their order."""
+"""``(source, batches)`` for each stage, in their order."""
 
 
-class PhaseData(LightningDataModule):
-    """Data modules by name; the phases of a schedule say which one they read.
+class StageData(LightningDataModule):
+    """Data modules by name; the stages of a schedule say which one they read.
 
-    A source that several phases read goes on where the phase before stopped, through epochs of its
+    A source that several stages read goes on where the stage before stopped, through epochs of its
     own. Validation reads the held-out rows of every source, one loader each.
 
     Args:
@@ -57,7 +57,7 @@ class PhaseData(LightningDataModule):
         """Say which source is read when; the schedule does it before training starts.
 
         Args:
-            plan: ``(source, batches)`` for each phase, in their order.
+            plan: ``(source, batches)`` for each stage, in their order.
 
         Raises:
             ConfigError: there is no such source, or the plan is empty.
@@ -66,16 +66,16 @@ class PhaseData(LightningDataModule):
             if name not in self.sources:
                 close = nearest(name, self.sources)
                 raise ConfigError(
-                    f"a phase reads {name!r}, which is no source of the data",
+                    f"a stage reads {name!r}, which is not a source of the data",
                     where="data.sources",
                     allowed=", ".join(self.sources),
                     way_out=f"did you mean {close!r}?" if close else None,
                 )
         if not plan or any(batches < 1 for _, batches in plan):
             raise ConfigError(
-                f"the plan of the phases is {list(plan)}",
-                where="PhaseData",
-                allowed="one or more phases of at least one batch",
+                f"the plan of the stages is {list(plan)}",
+                where="StageData",
+                allowed="one or more stages of at least one batch",
             )
         self._plan = tuple((name, int(batches)) for name, batches in plan)
 
@@ -89,11 +89,11 @@ class PhaseData(LightningDataModule):
         """Set every source up.
 
         Raises:
-            ConfigError: the stage is not ``fit`` or ``validate``, or tokenizers differ.
+            ConfigError: the command is not ``fit`` or ``validate``, or tokenizers differ.
         """
         if stage in ("test", "predict"):
             raise ConfigError(
-                f"PhaseData has no rows to {stage}",
+                f"StageData has no rows to {stage}",
                 where="data",
                 allowed="fit, validate",
                 way_out="data: refine_pl.data.TaskData",
@@ -103,16 +103,16 @@ class PhaseData(LightningDataModule):
             source.setup(stage)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> PlannedLoader:
-        """One pass over all phases.
+        """One pass over all stages.
 
         Raises:
             ConfigError: nobody said which source is read when.
         """
         if self._plan is None:
             raise ConfigError(
-                "PhaseData does not know which phase reads which source",
+                "StageData does not know which stage reads which source",
                 where="trainer.callbacks",
-                way_out="add refine_pl.callbacks.PhaseSchedule, and a source to each of its phases",
+                way_out="add refine_pl.callbacks.PhaseSchedule, and a source to each of its stages",
             )
         used = dict.fromkeys(name for name, _ in self._plan)
         loaders = {
@@ -141,7 +141,7 @@ class PhaseData(LightningDataModule):
         return {name: value for name, value in found.items() if value is not None}
 
     def _attached(self, stage: str | None = None) -> Iterator[LightningDataModule]:
-        """The sources that a stage uses, with the trainer of this run."""
+        """The sources that a command of Lightning uses, with the trainer of this run."""
         for source in self.sources.values():
             source.trainer = self.trainer
             if stage != "validate" or getattr(source, "validates", True):
@@ -166,14 +166,14 @@ class PhaseData(LightningDataModule):
 
 
 class PlannedLoader:
-    """The training batches of several resumable loaders, one phase after the other.
+    """The training batches of several resumable loaders, one stage after the other.
 
     Its state is the number of batches that were given, and what they were given from. The place in
     every source follows from that, so nothing else needs to be saved.
 
     Args:
         loaders: :class:`ResumableLoader` by name.
-        plan: ``(source, batches)`` for each phase, in their order.
+        plan: ``(source, batches)`` for each stage, in their order.
     """
 
     def __init__(self, loaders: Mapping[str, Any], plan: Plan) -> None:
@@ -186,7 +186,7 @@ class PlannedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: where to begin is settled when the first batch is asked for, as in
-        # ResumableLoader. Behind the end of the plan there is nothing.
+        # ResumableLoader. After the end of the plan there is nothing.
         for name, start, batches in self._rest(self._given):
             for batch in islice(self._endless(name, start), batches):
                 self._given += 1
@@ -201,7 +201,7 @@ class PlannedLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that were given. What was planned behind them may differ.
+        """Go on after the batches that were given. What was planned after them may differ.
 
         Raises:
             CheckpointError: they would not be the same batches under this plan and these data.
@@ -219,14 +219,14 @@ class PlannedLoader:
                 if changed
                 else f"the first {given:,} batches are planned otherwise than in the checkpoint",
                 where="state of the training data in the checkpoint",
-                allowed="the same sources and settings of the data, and the same phases up to the "
+                allowed="the same sources and settings of the data, and the same stages up to the "
                 "one that the checkpoint is in; what comes later, ranks and num_workers may differ",
                 way_out="restore these settings, or start a new run from the checkpoint's weights",
             )
         self._given = given
 
     def _rest(self, given: int) -> Iterator[tuple[str, int, int]]:
-        """``(source, place in the source, batches)`` for what the plan has behind ``given``."""
+        """``(source, place in the source, batches)`` for what the plan has after ``given``."""
         used = dict.fromkeys(self.loaders, 0)
         for name, batches in self.plan:
             done = min(given, batches)

@@ -1,4 +1,4 @@
-"""PhaseData: each phase reads its source, and a run resumes anywhere in the plan."""
+"""StageData: each stage reads its source, and a run resumes anywhere in the plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_tokenizers import byte_level
 
-from refine_pl.data import Bytes, Corpus, PhaseData, TaskData, TaskSource, TextData
+from refine_pl.data import Bytes, Corpus, StageData, TaskData, TaskSource, TextData
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.task_records import TaskRow
 
@@ -38,13 +38,13 @@ class Own(TaskSource):
 
 @pytest.fixture
 def make(tmp_path):
-    def build(plan=PLAN, text=None, tasks=None, workers=0) -> PhaseData:
+    def build(plan=PLAN, text=None, tasks=None, workers=0) -> StageData:
         text_settings = {"sequence_length": 16, "batch_size": 4, "crop": "random"}
         text_settings |= {"num_validation_documents": 2, "cache_dir": str(tmp_path)}
         text_settings |= {"num_workers": workers}
         task_settings = {"training": {"a": Own()}, "validation": {"v": Own("v", 2)}}
         task_settings |= {"batch_size": 2, "num_workers": workers}
-        data = PhaseData(
+        data = StageData(
             {
                 "text": TextData(Lines(), Bytes(), **(text_settings | (text or {}))),
                 "tasks": TaskData(Bytes(), **(task_settings | (tasks or {}))),
@@ -164,32 +164,32 @@ def test_sources_know_the_trainer(make):
 
 
 def test_what_is_refused(make, tmp_path):
-    with pytest.raises(ConfigError, match="does not know which phase reads which source"):
+    with pytest.raises(ConfigError, match="does not know which stage reads which source"):
         make(plan=None).train_dataloader()
     for plan, what in (
         ([("txt", 3)], "did you mean 'text'"),
-        ([], "one or more phases"),
+        ([], "one or more stages"),
         ([("text", 0)], "at least one batch"),
     ):
         with pytest.raises(ConfigError, match=what):
             make(plan=None).set_plan(plan)
     for stage in ("test", "predict"):
-        with pytest.raises(ConfigError, match=f"PhaseData has no rows to {stage}"):
+        with pytest.raises(ConfigError, match=f"StageData has no rows to {stage}"):
             make().setup(stage)
     with pytest.raises(ConfigError, match="the data have no sources"):
-        PhaseData({})
+        StageData({})
     with pytest.raises(ConfigError, match="the source 'plain' has no tokenizer"):
-        PhaseData({"plain": LightningDataModule()}).setup("fit")
+        StageData({"plain": LightningDataModule()}).setup("fit")
     other = TaskData(byte_level(tmp_path / "tokenizer"), training={"a": Own()})
     with pytest.raises(ConfigError, match="'text' and 'other' have different tokenizers"):
-        PhaseData({"text": make().sources["text"], "other": other}).setup("fit")
+        StageData({"text": make().sources["text"], "other": other}).setup("fit")
 
 
 def test_yaml():
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PhaseData, "data")
+    parser.add_class_arguments(StageData, "data")
     source = {
         "class_path": "refine_pl.data.TaskData",
         "init_args": {"tokenizer": {"class_path": "refine_pl.data.Bytes"}},
