@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from refine_pl.backbones import DeltaNet
-from refine_pl.data import BatchOrder, Bytes, ResumableLoader, Row
+from refine_pl.data import BatchOrder, Bytes, ResumableLoader, TokenSequence
 from refine_pl.data.collate import collate
 from refine_pl.selectors import Entropy
 from refine_pl.training.module import RefineModule
@@ -24,7 +24,7 @@ class Rows(Dataset):
 
     def __getitem__(self, key):
         pairs = zip(key.indices, key.rows, strict=True)
-        return [Row(self.rows[i], number, f"document {i}") for i, number in pairs]
+        return [TokenSequence(self.rows[i], number, f"document {i}") for i, number in pairs]
 
 
 class RowsData(LightningDataModule):

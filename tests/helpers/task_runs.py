@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from refine_pl.data import BatchOrder, Bytes, ResumableLoader, Row
+from refine_pl.data import BatchOrder, Bytes, ResumableLoader, TokenSequence
 from refine_pl.data.collate import collate
 from refine_pl.randomness import stream_seed
 from refine_pl.task_records import TaskBatch, TaskRow
@@ -36,7 +36,7 @@ def task_batch(some_rows, numbers=None, tokenizer=None):
 
     def batch(sequences):
         named = zip(sequences, numbers, some_rows, strict=True)
-        return collate([Row(torch.tensor(s), n, row.id) for s, n, row in named])
+        return collate([TokenSequence(torch.tensor(s), n, row.id) for s, n, row in named])
 
     return TaskBatch(
         batch(prompts),

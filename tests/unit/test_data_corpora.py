@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refine_pl.data import Corpus, Files, HubDataset, StandardLibrary
-from refine_pl.data.content_hash import file_hash
+from refine_pl.data.cache_files import file_hash
 from refine_pl.errors import DataError
 
 
@@ -165,7 +165,7 @@ def test_null_in_parquet_names_the_row(tmp_path):
 
 def test_column_of_numbers(tmp_path):
     name = parquet(tmp_path / "a.parquet", text=[1, 2])
-    assert_says(message_of(Files(name)), "column 'text' holds int64", name, "a column of strings")
+    assert_says(message_of(Files(name)), "column 'text' holds int (1)", f"{name}, row 0", "text")
 
 
 def test_half_a_surrogate_pair(tmp_path):
@@ -265,12 +265,12 @@ def test_content_hash_of_any_corpus_tells_names_from_text():
 
 
 def test_hash_of_an_unchanged_large_file_is_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr("refine_pl.data.content_hash._MEMO_MIN_BYTES", 1)
+    monkeypatch.setattr("refine_pl.data.cache_files._MEMO_MIN_BYTES", 1)
     path, memo = tmp_path / "a.txt", tmp_path / "memo"
     path.write_text("one")
     first = file_hash(path, memo)
     assert not memo.exists(), "a file that changed just now must not be remembered"
-    monkeypatch.setattr("refine_pl.data.content_hash._SETTLED_S", -1.0)
+    monkeypatch.setattr("refine_pl.data.cache_files._SETTLED_S", -1.0)
     assert file_hash(path, memo) == first
     (kept,) = memo.iterdir()
     kept.write_text("0" * 32)

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 import refine_pl.data
-from refine_pl.data import BatchOrder, Bytes, Corpus, ResumableLoader, Row, TextData
+from refine_pl.data import BatchOrder, Bytes, Corpus, ResumableLoader, TextData, TokenSequence
 from refine_pl.data.collate import collate
-from refine_pl.data.text_rows import TextRows
+from refine_pl.data.documents import DocumentSet
 from refine_pl.data.token_cache import tokenized
 from refine_pl.errors import CheckpointError, ConfigError, DataError
 
@@ -57,7 +57,7 @@ def texts(loader) -> list[list[str]]:
 
 
 def test_rows_are_padded_on_the_right():
-    rows = [Row(torch.arange(1, 4), 7, "a"), Row(torch.arange(1, 2), 3, "b")]
+    rows = [TokenSequence(torch.arange(1, 4), 7, "a"), TokenSequence(torch.arange(1, 2), 3, "b")]
     batch = collate(rows, pad_token_id=9)
     assert batch.tokens.tolist() == [[1, 2, 3], [1, 9, 9]]
     assert batch.tokens.dtype == batch.num_tokens.dtype == torch.int64
@@ -141,7 +141,7 @@ def test_random_crops_depend_on_seed_epoch_and_document_only(make, tmp_path):
     cache = tokenized(corpus, Bytes(), tmp_path)
     starts = set()
     for epoch in range(200):
-        row = TextRows(cache, [0], 8, "random")._row(0, 0, epoch)
+        row = DocumentSet(cache, [0], 8, "random").sequence(0, 0, epoch)
         starts.add(Bytes().decode(row.tokens.tolist()))
     assert len(starts) == 40 - 8 + 1  # the first and the last start are both possible
 
@@ -226,7 +226,7 @@ def test_resume(make, given, workers):
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state  # a run that is stopped again at once
     rest = [texts(resumed) for _ in range(2)]
-    # Behind the last batch of an epoch the next thing to come is the next epoch.
+    # After the last batch of an epoch the next thing to come is the next epoch.
     assert rest == ([epochs[1][given:], epochs[2]] if given < 3 else [epochs[2], epochs[3]])
 
 
@@ -289,7 +289,7 @@ def test_row_numbers(make):
 
 def test_a_state_means_the_same_on_other_ranks(make, tmp_path):
     cache = tokenized(numbered(24), Bytes(), tmp_path)
-    rows = TextRows(cache, range(24), 8)
+    rows = DocumentSet(cache, range(24), 8)
 
     def loader(rank, ranks):
         return ResumableLoader(rows, BatchOrder(24, 4, 0, rank=rank, num_ranks=ranks), "same")

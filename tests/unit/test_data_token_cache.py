@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from refine_pl.data import Bytes, Corpus, Tokenizer
-from refine_pl.data.token_cache import TokenCache, default_cache_dir, tokenized
+from refine_pl.data.cache_files import default_cache_dir
+from refine_pl.data.token_cache import TokenCache, tokenized
 from refine_pl.errors import ConfigError, DataError
 
 
@@ -42,27 +44,53 @@ class Counting(Tokenizer):
 CORPUS = Own(a="hello", empty="", b="world!")
 
 
-def folders(root: Path) -> list[Path]:
-    return sorted((root / "tokens").iterdir())
+def caches(root: Path) -> list[Path]:
+    """The manifests; each has its table, and there is nothing else."""
+    files = sorted((root / "tokens").iterdir())
+    assert files[::2] == [path.with_suffix(".arrow") for path in files[1::2]]
+    return files[1::2]
 
 
 def test_documents_come_back(tmp_path):
     cache = tokenized(CORPUS, Bytes(), tmp_path)
     assert len(cache) == 3
-    assert cache.names == ["a", "empty", "b"]
+    assert [cache.name(i) for i in range(3)] == ["a", "empty", "b"]
     assert cache.lengths.tolist() == [5, 0, 6]
     assert [bytes(cache.document(i).tolist()).decode() for i in range(3)] == ["hello", "", "world!"]
     assert bytes(cache.document(2, 2, 4).tolist()) == b"rl"
     assert bytes(cache.document(0, 3, 99).tolist()) == b"lo"  # not into the next document
     assert cache.manifest.tokens == 11
-    assert cache.tokens.dtype == np.uint16
+    assert cache.document(0).dtype == np.uint16
+
+
+def test_datasets_reads_the_table(tmp_path):
+    import datasets
+
+    cache = tokenized(CORPUS, Bytes(), tmp_path)
+    table = datasets.Dataset.from_file(str(cache.path.with_suffix(".arrow")))
+    assert table["name"][:] == ["a", "empty", "b"]
+    assert table["tokens"][:] == [cache.document(i).tolist() for i in range(3)]
+
+
+def test_documents_are_mapped_and_not_copied(tmp_path):
+    cache = tokenized(Own(**{f"d{i}": "x" * 2**19 for i in range(5)}), Bytes(), tmp_path)
+    assert [int(cache.document(i).sum()) for i in range(5)] == [120 * 2**19] * 5
+    assert not cache.document(0).flags.owndata
+    assert not cache.document(0).flags.writeable
+    path = cache.path.with_suffix(".arrow")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"x\0x\0x\0x\0")
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"y\0")
+    assert cache.document(0)[0] == ord("y")  # what is seen is the file
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
 def test_ids_take_the_smallest_type_that_holds_them(tmp_path, size, dtype):
     tokenizer = Counting(vocab_size=size, offset=size - 128)
     cache = tokenized(Own(a="\x7f\0"), tokenizer, tmp_path)
-    assert cache.tokens.dtype == dtype
+    assert cache.document(0).dtype == dtype
     assert cache.document(0).tolist() == [size - 1, size - 128]
 
 
@@ -83,7 +111,7 @@ def test_made_again_for_other_content_or_tokenizer(tmp_path):
     tokenized(Own(a="hello", empty="", c="world!"), tokenizer, tmp_path)  # names are content
     tokenized(CORPUS, Counting(offset=1), tmp_path)
     tokenized(CORPUS, Counting(vocab_size=301), tmp_path)
-    assert len(folders(tmp_path)) == 5
+    assert len(caches(tmp_path)) == 5
 
 
 def test_skipped_rows_are_remembered(tmp_path):
@@ -108,15 +136,15 @@ def test_nothing_is_left_of_a_build_that_stops(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         tokenized(CORPUS, Stops(), tmp_path)
-    assert folders(tmp_path) == []
+    assert caches(tmp_path) == []
 
 
 def test_a_build_that_was_killed_is_not_taken_for_a_cache(tmp_path):
     tokenized(CORPUS, Bytes(), tmp_path)
-    (folder,) = folders(tmp_path)
-    folder.rename(folder.parent / ".building-abc")
+    (path,) = caches(tmp_path)
+    path.rename(path.parent / ".building-abc")  # the table is there, and what stands for it is not
     tokenizer = Counting()
-    tokenized(CORPUS, tokenizer, tmp_path)
+    assert tokenized(CORPUS, tokenizer, tmp_path).lengths.tolist() == [5, 0, 6]
     assert tokenizer.texts == 3
 
 
@@ -133,40 +161,40 @@ def test_two_processes_that_build_the_same(tmp_path):
 
     cache = tokenized(CORPUS, Slow(), tmp_path)
     assert cache.lengths.tolist() == [5, 0, 6]
-    assert len(folders(tmp_path)) == 1
+    assert len(caches(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "reason"),
+    ("suffix", "damage", "reason"),
     [
-        ("tokens.bin", lambda c: c[:-2], "tokens.bin has 20 bytes for 11 tokens of uint16"),
-        ("tokens.bin", None, "FileNotFoundError"),
-        ("offsets.npy", lambda c: c[:-8], "ValueError"),
-        ("offsets.npy", lambda c: b"", "EOFError"),
-        ("offsets.npy", lambda c: c[:-8] + bytes(8), "offsets.npy does not divide tokens.bin"),
-        ("names.json", lambda c: b'["a"]', "does not hold 3 documents"),
-        ("names.json", lambda c: c[:-3], "JSONDecodeError"),
-        ("manifest.json", lambda c: b"{}", "TypeError"),
-        ("manifest.json", lambda c: c.replace(b'"format": 1', b'"format": 9'), "format 9"),
+        (".arrow", lambda c: c[:-40], "ArrowInvalid|OSError"),
+        (".arrow", lambda c: c[: len(c) // 2], "ArrowInvalid|0 documents with 0 tokens"),
+        (".arrow", lambda c: b"", "ArrowInvalid"),
+        (".arrow", lambda c: b"nothing of the kind" * 99, "ArrowInvalid|OSError"),
+        (".arrow", None, "FileNotFoundError"),
+        (".json", lambda c: b"{}", "TypeError"),
+        (".json", lambda c: c[:-3], "JSONDecodeError"),
+        (".json", lambda c: c.replace(b'"documents": 3', b'"documents": 4'), "3 documents with"),
+        (".json", lambda c: c.replace(b'"tokens": 11', b'"tokens": 10'), "with 11 tokens, where"),
     ],
 )
-def test_a_damaged_cache_is_made_again(tmp_path, name, damage, reason):
+def test_a_damaged_cache_is_made_again(tmp_path, suffix, damage, reason):
     tokenized(CORPUS, Bytes(), tmp_path)
-    (folder,) = folders(tmp_path)
-    path = folder / name
+    (manifest,) = caches(tmp_path)
+    path = manifest.with_suffix(suffix)
     content = path.read_bytes()
     path.unlink()
     if damage is not None:
         path.write_bytes(damage(content))
     with pytest.raises(ValueError, match=reason):
-        TokenCache(folder)
+        TokenCache(manifest)
     lines: list[str] = []
     cache = tokenized(CORPUS, Bytes(), tmp_path, lines.append)
     assert "is damaged" in lines[0]
-    assert reason in lines[0]
+    assert re.search(reason, lines[0])
     assert lines[0].endswith("it is made again.")
     assert bytes(cache.document(2).tolist()) == b"world!"
-    assert folders(tmp_path) == [folder]
+    assert caches(tmp_path) == [manifest]
 
 
 def test_a_corpus_that_changes_while_it_is_read(tmp_path):
@@ -179,7 +207,7 @@ def test_a_corpus_that_changes_while_it_is_read(tmp_path):
 
     with pytest.raises(DataError, match="the corpus changed while it was being read"):
         tokenized(Growing(), Bytes(), tmp_path)
-    assert folders(tmp_path) == []
+    assert caches(tmp_path) == []
 
 
 def test_ids_beyond_the_vocabulary(tmp_path):
@@ -203,7 +231,7 @@ def test_default_folder(monkeypatch, tmp_path):
     assert default_cache_dir() == Path.home() / ".cache" / "refine-pl"
     monkeypatch.setenv("REFINE_PL_CACHE", str(tmp_path))
     tokenized(CORPUS, Bytes())
-    assert len(folders(tmp_path)) == 1
+    assert len(caches(tmp_path)) == 1
 
 
 def test_workers_receive_the_path_and_not_the_tokens(tmp_path):

@@ -345,7 +345,7 @@ def test_two_sources_with_one_id(make):
         make(test={"one": Own(3), "two": Own(2)}).setup("test")
     message = str(caught.value)
     assert "two rows have the id 'a0'" in message
-    assert "source 'one', and source 'two' (Own)" in message
+    assert "source 'one' (Own), and source 'two' (Own)" in message
     make(training={"one": Own(9)}, test={"two": Own(2)}).setup()  # other stages, other rows
 
 
@@ -480,7 +480,7 @@ def parser():
 def test_yaml():
     settings = {"tokenizer": {"class_path": "refine_pl.data.Bytes"}, "test": SOURCES}
     data = parser().instantiate(parser().parse_object({"data": settings})).data
-    sources = data.stage_sources["test"]
+    sources = data.task_sources["test"]
     assert list(sources) == list(SOURCES)
     assert isinstance(sources["files"], RowFiles)
     assert type(sources["needles"].haystack).__name__ == "StandardLibrary"

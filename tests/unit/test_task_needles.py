@@ -297,7 +297,7 @@ def test_another_process_makes_the_same_rows(make, tmp_path):
 
 
 def test_these_rows_for_ever(make):
-    """A change here makes other rows of the same settings: raise FORMAT of needles.py."""
+    """A change here makes other rows of the same settings: raise `version` of NeedleInAHaystack."""
     (row,) = make("multi_key", [200], num_rows=1, num_keys=2).rows(Bytes())
     assert row.prompt == Path(__file__).parents[1].joinpath("golden/needles.txt").read_text()
 

@@ -145,7 +145,7 @@ def _requirements(report: Report) -> None:
 
 def _cache_folder() -> str:
     try:
-        return str(importlib.import_module("refine_pl.data.token_cache").default_cache_dir())
+        return str(importlib.import_module("refine_pl.data.cache_files").default_cache_dir())
     except ImportError as error:
         return f"unknown: {error}"
 

@@ -12,7 +12,7 @@ from refine_pl.lazy import lazy_names
 from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from refine_pl.data.collate import Row
+    from refine_pl.data.collate import TokenSequence
     from refine_pl.data.corpora.base import Corpus
     from refine_pl.data.corpora.files import Files
     from refine_pl.data.corpora.hub_dataset import HubDataset
@@ -36,14 +36,14 @@ __all__ = [
     "HubTokenizer",
     "MultiDocumentQA",
     "NeedleInAHaystack",
-    "StageData",
     "ResumableLoader",
-    "Row",
     "RowFiles",
+    "StageData",
     "StandardLibrary",
     "TaskData",
     "TaskSource",
     "TextData",
+    "TokenSequence",
     "Tokenizer",
 ]
 
@@ -55,14 +55,14 @@ _HOMES = {
     "HubDataset": "corpora.hub_dataset",
     "MultiDocumentQA": "tasks.question_answering",
     "NeedleInAHaystack": "tasks.needles",
-    "StageData": "stage_data",
     "ResumableLoader": "loader",
-    "Row": "collate",
     "RowFiles": "tasks.row_files",
+    "StageData": "stage_data",
     "StandardLibrary": "corpora.standard_library",
     "TaskData": "task_data",
     "TaskSource": "tasks.base",
     "TextData": "text",
+    "TokenSequence": "collate",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Rows of unequal length become one batch, padded on the right."""
+"""Sequences of unequal length become one batch, padded on the right."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from refine_pl.records import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenSequence:
     """One sequence on its way into a batch."""
 
     tokens: Tensor  # [T] int64
-    number: int  # names the row within one update, over all ranks
+    number: int  # names the sequence within one update, over all ranks
     document: str  # for people
 
 
-def collate(rows: Sequence[Row], pad_token_id: int = 0) -> Batch:
-    """Pad rows to the longest of them: tokens ``[B, T]`` int64 and num_tokens ``[B]`` int64.
+def collate(sequences: Sequence[TokenSequence], pad_token_id: int = 0) -> Batch:
+    """Pad sequences to the longest: tokens ``[B, T]`` int64 and num_tokens ``[B]`` int64.
 
     Args:
-        rows: at least one row.
-        pad_token_id: what stands behind a row's end; nothing reads it.
+        sequences: at least one.
+        pad_token_id: what stands after a sequence's end; nothing reads it.
     """
-    num_tokens = torch.tensor([len(row.tokens) for row in rows], dtype=torch.int64)
-    tokens = torch.full((len(rows), int(num_tokens.max())), pad_token_id, dtype=torch.int64)
-    for line, row in zip(tokens, rows, strict=True):
-        line[: len(row.tokens)] = row.tokens
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        [sequence.tokens for sequence in sequences], batch_first=True, padding_value=pad_token_id
+    )
     return Batch(
         tokens=tokens,
-        num_tokens=num_tokens,
-        rows=tuple(row.number for row in rows),
-        documents=tuple(row.document for row in rows),
+        num_tokens=torch.tensor([len(sequence.tokens) for sequence in sequences]),
+        rows=tuple(sequence.number for sequence in sequences),
+        documents=tuple(sequence.document for sequence in sequences),
     )

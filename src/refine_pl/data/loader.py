@@ -76,6 +76,7 @@ class BatchOrder(DistributedSampler[BatchKey]):
         return full if self.training or self.rank >= rest else full + 1
 
     def __iter__(self) -> Iterator[BatchKey]:
+        # Settled now and not when the first batch is asked for: workers read ahead.
         return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[BatchKey]:
@@ -169,7 +170,7 @@ class ResumableLoader(DataLoader[Any]):
         return {"epoch": epoch, "batches": given, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that were given.
+        """Go on after the batches that were given.
 
         Raises:
             CheckpointError: the state belongs to other data or settings.

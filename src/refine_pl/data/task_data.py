@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from refine_pl.data.loader import BatchOrder, ResumableLoader
-from refine_pl.data.ranks import check_same, check_shares, rank_and_number, refuse_overfit_batches
+from refine_pl.data.cache_files import digest_of
+from refine_pl.data.data_module import ResumableData
+from refine_pl.data.loader import ResumableLoader
 from refine_pl.data.tasks.base import TaskSource
 from refine_pl.data.tasks.encoding import Encoding, OverLong
-from refine_pl.data.tasks.task_set import (
-    SourceRows,
-    TaskSet,
-    WholeBatches,
-    collate_tasks,
-    read_sources,
-)
+from refine_pl.data.tasks.task_set import TaskSet, WholeBatches, collate_tasks, read_sources
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.evaluation.tasks import register_rules
 from refine_pl.task_records import TaskBatch, TaskRow
@@ -33,8 +25,8 @@ _SETTINGS = (
     "batch_size"
 )
 
-# What a stage of Lightning needs, and what it uses besides.
-_STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+# The set that a command of Lightning needs, and those that it uses besides.
+_SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fit": ("training", ("validation",)),
     "validate": ("validation", ()),
     "test": ("test", ()),
@@ -42,7 +34,7 @@ _STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-class TaskData(LightningDataModule):
+class TaskData(ResumableData):
     """Prompts with their answers.
 
     Training batches are shuffled, are the same on any number of ranks, and a run resumes at the
@@ -56,8 +48,8 @@ class TaskData(LightningDataModule):
         test: sources by name, for ``test``.
         predict: sources by name, for ``predict``.
         max_prompt_tokens: the most tokens of a prompt; any number if not set.
-        over_long: ``cut_middle`` keeps the first and the last half of so many tokens, and counts;
-            ``refuse`` stops at the first longer prompt.
+        over_long: ``cut_middle`` takes tokens out of the middle of longer prompts, and counts them;
+            ``refuse`` stops at the first one.
         answer_eos: whether an answer that is trained on ends with the end-of-text token.
         answer_separator: text between prompt and answer; ``auto`` is a space unless the prompt ends
             or the answer begins with white space.
@@ -97,11 +89,11 @@ class TaskData(LightningDataModule):
         num_workers: NonNegativeInt = 0,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, validation_batch_size, seed, num_workers)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have none left
         register_rules(rules or {})
         self.tokenizer = tokenizer
-        self.stage_sources = {
+        self.task_sources = {
             "training": dict(training or {}),
             "validation": dict(validation or {}),
             "test": dict(test or {}),
@@ -109,14 +101,10 @@ class TaskData(LightningDataModule):
         }
         self.encoding = Encoding(max_prompt_tokens, over_long, answer_separator, answer_eos)
         self.budget = budget
-        self.batch_size = batch_size
-        self.validation_batch_size = validation_batch_size or batch_size
         self.test_batch_size = test_batch_size or batch_size
-        self.seed = seed
-        self.num_workers = num_workers
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.skip: frozenset[str] = frozenset()
-        self._read: dict[str, SourceRows] = {}
+        self._read: dict[str, tuple[list[TaskRow], list[str]]] = {}
         self._sets: dict[str, TaskSet] = {}
         self._current: tuple[str, ...] = ()
 
@@ -127,18 +115,20 @@ class TaskData(LightningDataModule):
             self._source_rows(name)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and encode the rows of a stage; of all that are given if ``None``.
+        """Read and encode the rows of a command of Lightning; all that are given if ``None``.
 
         Raises:
             DataError: a row cannot be used, has no answers to be scored by, or ranks see different
                 ones.
-            ConfigError: the stage has no rows, or a batch cannot be shared evenly.
+            ConfigError: the command has no rows, or a batch cannot be shared evenly.
         """
         names = self._needed(stage)
         new = [name for name in names if name not in self._sets]
         for name in new:
+            rows, notes = self._source_rows(name)
             self._sets[name] = TaskSet(
-                self._source_rows(name),
+                rows,
+                notes,
                 self.tokenizer,
                 self.encoding,
                 training=name == "training",
@@ -153,32 +143,14 @@ class TaskData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches of prompts and answers; an incomplete last one is left out."""
         rows = self._set("training", "fit")
-        rank, num_ranks = rank_and_number(self.trainer)
-        order = BatchOrder(
-            len(rows), self.batch_size, self.seed, rank=rank, num_ranks=num_ranks, training=True
-        )
-        settings = repr((rows.content_hash, self.seed, self.batch_size))
-        fingerprint = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
-        return ResumableLoader(rows, order, fingerprint, self.num_workers, collate_tasks, _SETTINGS)
+        fingerprint = digest_of(rows.content_hash, self.seed, self.batch_size)
+        return self.training_loader(rows, fingerprint, _SETTINGS, collate_tasks)
 
     def val_dataloader(self) -> DataLoader[TaskBatch] | list[Any]:
         """Every validation row, in order."""
         if not self.validates:
             return []
-        rows = self._set("validation", "validate")
-        rank, num_ranks = rank_and_number(self.trainer)
-        size = self.validation_batch_size
-        order = BatchOrder(
-            len(rows), size, self.seed, rank=rank, num_ranks=num_ranks, training=False
-        )
-        return DataLoader(
-            rows,  # type: ignore[arg-type]
-            sampler=order,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=collate_tasks,
-            generator=torch.Generator(),
-        )
+        return self.validation_loader(self._set("validation", "validate"), collate_tasks)
 
     def test_dataloader(self) -> WholeBatches:
         """Whole batches of test rows, without those of ``skip``."""
@@ -189,7 +161,7 @@ class TaskData(LightningDataModule):
         return self._whole_batches("predict")
 
     def describe(self) -> dict[str, str | int | float]:
-        """What the data of the current stage are, for logs and reports."""
+        """What the data of the current command are, for logs and reports."""
         if not self._current:
             self.setup()
         described: dict[str, str | int | float] = {
@@ -199,7 +171,7 @@ class TaskData(LightningDataModule):
         for name in self._current:
             rows = self._sets[name]
             described[f"{name}_sources"] = ", ".join(
-                f"{key}: {source.label}" for key, source in self.stage_sources[name].items()
+                f"{key}: {source.label}" for key, source in self.task_sources[name].items()
             )
             tasks = dict.fromkeys(encoded.row.task for encoded in rows.rows)
             described[f"{name}_tasks"] = ", ".join(tasks)
@@ -209,37 +181,37 @@ class TaskData(LightningDataModule):
     @property
     def validates(self) -> bool:
         """Whether there are validation rows."""
-        return bool(self.stage_sources["validation"])
+        return bool(self.task_sources["validation"])
 
     @property
     def data_hash(self) -> str:
-        """A digest of rows, tokenizer and limits of the current stage."""
+        """A digest of rows, tokenizer and limits of the current command."""
         hashes = [self._sets[name].content_hash for name in self._current]
         if len(hashes) == 1:  # the one that the run prints
             return hashes[0]
-        return hashlib.blake2b(repr(hashes).encode(), digest_size=16).hexdigest()
+        return digest_of(hashes)
 
     @property
     def task_rows(self) -> tuple[TaskRow, ...]:
-        """The rows of the current stage in their order, those of ``skip`` among them."""
+        """The rows of the current command in their order, those of ``skip`` among them."""
         return tuple(encoded.row for name in self._current for encoded in self._sets[name].rows)
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens of the stage's longest prompt; before ``setup``, ``max_prompt_tokens``."""
+        """Tokens of the command's longest prompt; before ``setup``, ``max_prompt_tokens``."""
         if not self._current:
             return self.encoding.max_prompt_tokens
         return self._sets[self._current[0]].longest_prompt
 
     def _needed(self, stage: str | None) -> tuple[str, ...]:
-        """The names of the rows that a stage uses; the first is the one that it must have."""
+        """The names of the sets that a command uses; the first is the one that it must have."""
         if stage is None:
-            names = tuple(name for name, sources in self.stage_sources.items() if sources)
+            names = tuple(name for name, sources in self.task_sources.items() if sources)
             needed = "training"
         else:
-            needed, more = _STAGES[stage]
-            names = (needed, *(name for name in more if self.stage_sources[name]))
-        if not names or not self.stage_sources[names[0]]:
+            needed, more = _SETS[stage]
+            names = (needed, *(name for name in more if self.task_sources[name]))
+        if not names or not self.task_sources[names[0]]:
             raise ConfigError(
                 f"the data have no {needed} rows" if stage else "the data have no rows",
                 where=f"data.init_args.{needed}",
@@ -249,14 +221,11 @@ class TaskData(LightningDataModule):
             )
         return names
 
-    def _source_rows(self, name: str) -> SourceRows:
+    def _source_rows(self, name: str) -> tuple[list[TaskRow], list[str]]:
         if name not in self._read:
+            sources = self.task_sources[name]
             self._read[name] = read_sources(
-                self.stage_sources[name],
-                self.tokenizer,
-                self.cache_dir,
-                rank_zero_info,
-                self.budget,
+                sources, self.tokenizer, self.cache_dir, rank_zero_info, self.budget
             )
         return self._read[name]
 
@@ -266,33 +235,23 @@ class TaskData(LightningDataModule):
         return self._sets[name]
 
     def _whole_batches(self, name: str) -> WholeBatches:
-        rank, num_ranks = rank_and_number(self.trainer)
-        return WholeBatches(
-            self._set(name, name).rows,
-            self.test_batch_size,
-            rank=rank,
-            num_ranks=num_ranks,
-            skip=self.skip,
-        )
+        rank, num_ranks = self.ranks
+        rows, size = self._set(name, name).rows, self.test_batch_size
+        return WholeBatches(rows, size, rank=rank, num_ranks=num_ranks, skip=self.skip)
 
     def _check(self, names: tuple[str, ...]) -> None:
-        _, num_ranks = rank_and_number(self.trainer)
+        _, num_ranks = self.ranks
+        shared = {}
         if "training" in names:
-            refuse_overfit_batches(self.trainer)
-            check_shares(self.trainer, {"batch_size": self.batch_size})
+            way_out = "lower batch_size, or use more rows"
             rows = len(self._sets["training"])
-            if rows < self.batch_size:
-                raise ConfigError(
-                    f"batch_size {self.batch_size:,} is more than the {rows:,} training rows",
-                    where="data.batch_size",
-                    allowed=f"at most {rows:,}",
-                    way_out="lower batch_size, or use more rows",
-                )
+            self.check_training(rows, "training rows", "data.batch_size", way_out)
+            shared["batch_size"] = self.batch_size
         for name in ("validation", "test"):
             if name in names:
                 self._refuse_unanswered(name)
         if "validation" in names:
-            check_shares(self.trainer, {"validation_batch_size": self.validation_batch_size})
+            shared["validation_batch_size"] = self.validation_batch_size
             rows = len(self._sets["validation"])
             if rows % num_ranks:
                 # Some ranks would wait for the others' forward.
@@ -302,13 +261,7 @@ class TaskData(LightningDataModule):
                     allowed=f"a multiple of {num_ranks} rows",
                     way_out="another number of rows, or fewer devices",
                 )
-        check_same(
-            self.trainer,
-            self.data_hash,
-            "set of rows",
-            ", ".join(names),
-            "give all machines the same files and tokenizer",
-        )
+        self.check_ranks(shared, self.data_hash, "set of rows", ", ".join(names))
         if {"training", "validation"} <= set(names):
             self._warn_of_shared_prompts()
 
@@ -324,8 +277,8 @@ class TaskData(LightningDataModule):
             )
 
     def _warn_of_shared_prompts(self) -> None:
-        trained = {row.prompt for row in self._read["training"].rows}
-        shared = [row.id for row in self._read["validation"].rows if row.prompt in trained]
+        trained = {row.prompt for row in self._read["training"][0]}
+        shared = [row.id for row in self._read["validation"][0] if row.prompt in trained]
         if shared:
             rank_zero_warn(
                 f"{len(shared):,} validation prompts are training prompts as well, the first is "

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
+from refine_pl.data.cache_files import digest_of
 from refine_pl.data.collate import collate
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.loader import BatchOrder, ResumableLoader
-from refine_pl.data.ranks import (
-    check_same,
-    check_shares,
-    rank_and_number,
-    refuse_overfit_batches,
-)
-from refine_pl.data.split import Split, split_documents
-from refine_pl.data.text_rows import TextRows
+from refine_pl.data.data_module import ResumableData
+from refine_pl.data.documents import DocumentSet, Split, split_documents
+from refine_pl.data.loader import TEXT_SETTINGS, ResumableLoader
 from refine_pl.data.token_cache import TokenCache, tokenized
-from refine_pl.errors import ConfigError
 from refine_pl.records import Batch
 from refine_pl.tokenizers import Tokenizer
 
 
-class TextData(LightningDataModule):
+class TextData(ResumableData):
     """Documents as sequences, one per document and epoch.
 
     Documents shorter than ``min_tokens`` and documents that begin alike (in their first
@@ -65,17 +56,13 @@ class TextData(LightningDataModule):
         num_workers: NonNegativeInt = 0,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, validation_batch_size, seed, num_workers)
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
-        self.batch_size = batch_size
         self.min_tokens = min_tokens or sequence_length
         self.crop = crop
         self.num_validation_documents = num_validation_documents
-        self.validation_batch_size = validation_batch_size or batch_size
-        self.seed = seed
-        self.num_workers = num_workers
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self._cache: TokenCache | None = None
         self._ready: tuple[TokenCache, Split] | None = None
@@ -85,7 +72,7 @@ class TextData(LightningDataModule):
         self._cache = tokenized(self.corpus, self.tokenizer, self.cache_dir, rank_zero_info)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the tokens and choose the documents; the same for every stage.
+        """Open the tokens and choose the documents; the same for every command.
 
         Raises:
             DataError: the documents are too few or too short, or ranks see different ones.
@@ -93,11 +80,10 @@ class TextData(LightningDataModule):
         """
         if self._ready is not None:
             return
-        refuse_overfit_batches(self.trainer)
-        # Other ranks than the first of a machine did not prepare; they find what it left.
-        cache = self._cache or tokenized(
-            self.corpus, self.tokenizer, self.cache_dir, rank_zero_info
-        )
+        if self._cache is None:  # only the first rank of a machine prepares; the others open that
+            self.prepare_data()
+        assert self._cache is not None
+        cache = self._cache
         split = split_documents(
             cache,
             sequence_length=self.sequence_length,
@@ -105,50 +91,46 @@ class TextData(LightningDataModule):
             num_validation_documents=self.num_validation_documents,
             seed=self.seed,
         )
-        if len(split.training) < self.batch_size:
-            raise ConfigError(
-                f"batch_size {self.batch_size:,} is more than the {len(split.training):,} "
-                "training documents",
-                where=f"{len(cache):,} documents, of which {split.short_documents:,} are shorter "
-                f"than {self.min_tokens:,} tokens, {split.duplicate_documents:,} are duplicates "
-                f"and {len(split.validation):,} are for validation",
-                allowed=f"at most {len(split.training):,}",
-                way_out="lower batch_size, min_tokens or num_validation_documents, "
-                "or use more documents",
-            )
-        self._check_ranks(cache)
+        self.check_training(
+            len(split.training),
+            "training documents",
+            f"{len(cache):,} documents, of which {split.short_documents:,} are shorter "
+            f"than {self.min_tokens:,} tokens, {split.duplicate_documents:,} are duplicates "
+            f"and {len(split.validation):,} are for validation",
+            "lower batch_size, min_tokens or num_validation_documents, or use more documents",
+        )
+        shared = {"batch_size": self.batch_size}
+        if self.num_validation_documents:
+            # An uneven last batch would leave some ranks waiting for the others' forward.
+            shared["validation_batch_size"] = self.validation_batch_size
+            shared["num_validation_documents"] = self.num_validation_documents
+        self.check_ranks(shared, cache.manifest.corpus_hash, "corpus", self.corpus.label)
         self._ready = cache, split
         rank_zero_info(self._summary())
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; documents that do not fill the last one wait for the next epoch."""
         cache, split = self._data
-        rank, num_ranks = rank_and_number(self.trainer)
-        rows = TextRows(cache, split.training, self.sequence_length, self.crop, self.seed)
-        order = BatchOrder(
-            len(rows), self.batch_size, self.seed, rank=rank, num_ranks=num_ranks, training=True
+        rows = DocumentSet(cache, split.training, self.sequence_length, self.crop, self.seed)
+        # Everything that decides which tokens a place in an epoch stands for.
+        fingerprint = digest_of(
+            cache.manifest.corpus_hash,
+            cache.manifest.tokenizer,
+            split.training,
+            self.sequence_length,
+            self.crop,
+            self.seed,
+            self.batch_size,
         )
-        return ResumableLoader(rows, order, self._fingerprint(), self.num_workers)
+        return self.training_loader(rows, fingerprint, TEXT_SETTINGS, collate)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """The first T tokens of every validation document, in a fixed order."""
         cache, split = self._data
         if not split.validation:
             return []
-        rank, num_ranks = rank_and_number(self.trainer)
-        rows = TextRows(cache, split.validation, self.sequence_length)
-        size = self.validation_batch_size
-        order = BatchOrder(
-            len(rows), size, self.seed, rank=rank, num_ranks=num_ranks, training=False
-        )
-        return DataLoader(
-            rows,  # type: ignore[arg-type]
-            sampler=order,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            generator=torch.Generator(),
-        )
+        rows = DocumentSet(cache, split.validation, self.sequence_length)
+        return self.validation_loader(rows, collate)
 
     def describe(self) -> dict[str, str | int | float]:
         """What the data are, for logs and reports. Reads them if that has not happened yet."""
@@ -174,36 +156,6 @@ class TextData(LightningDataModule):
         self.setup()
         assert self._ready is not None
         return self._ready
-
-    def _check_ranks(self, cache: TokenCache) -> None:
-        shared = {"batch_size": self.batch_size}
-        if self.num_validation_documents:
-            shared["validation_batch_size"] = self.validation_batch_size
-            # An uneven last batch would leave some ranks waiting for the others' forward.
-            shared["num_validation_documents"] = self.num_validation_documents
-        check_shares(self.trainer, shared)
-        check_same(
-            self.trainer,
-            cache.manifest.corpus_hash,
-            "corpus",
-            self.corpus.label,
-            "give all machines the same files (and the same version of Python, for its standard "
-            "library)",
-        )
-
-    def _fingerprint(self) -> str:
-        """Of everything that decides which tokens a place in an epoch stands for."""
-        cache, split = self._data
-        settings = (
-            cache.manifest.corpus_hash,
-            cache.manifest.tokenizer,
-            split.training,
-            self.sequence_length,
-            self.crop,
-            self.seed,
-            self.batch_size,
-        )
-        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
     def _summary(self) -> str:
         assert self._ready is not None

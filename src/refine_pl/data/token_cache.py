@@ -1,49 +1,45 @@
 """Documents as token ids on disk: tokenized once, then memory-mapped by every run and every worker.
 
-A cache is a folder named by what it was made from (content of the corpus, tokenizer, format), so it
-can never be out of date. It is written under another name and renamed when it is complete, so it
-can never be read half.
+Two files (see :mod:`refine_pl.data.cache_files`), named by the content of the corpus, the tokenizer
+and the format:
 
-    manifest.json   what it was made from, and the counts that the other files must agree with
-    tokens.bin      all ids, one document after the other: uint16, or uint32 for large vocabularies
-    offsets.npy     int64 [documents + 1], where each document starts
-    names.json      the documents' names
+    KEY.arrow   an Arrow table, as ``datasets.Dataset.from_file`` opens it, one row per document:
+                ``name``, and ``tokens`` as uint16, or uint32 for large vocabularies
+    KEY.json    what it was made from and how much it must hold; written last, so it stands for both
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from refine_pl.data.cache_files import default_cache_dir, digest_of, whole_file
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.errors import ConfigError, DataError
-from refine_pl.tokenizers import Tokenizer
+from refine_pl.errors import DataError
+from refine_pl.tokenizers import TokenIds, Tokenizer
 
-FORMAT = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 2  # raised when the same corpus and tokenizer give other files
 _CHARACTERS_AT_ONCE = 2**20  # tokenized together
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a cache was made from, and what it must contain."""
 
-    format: int
     corpus_hash: str
     tokenizer: str
-    vocab_size: int
-    dtype: str
     documents: int
     tokens: int
     skipped_rows: int
@@ -54,64 +50,50 @@ class TokenCache:
     """A complete cache, open for reading.
 
     Args:
-        folder: a folder that :func:`tokenized` wrote.
+        path: the ``.json`` file that :func:`tokenized` wrote.
 
     Raises:
-        ValueError: the folder is damaged.
+        ValueError: the cache is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            self.manifest = Manifest(**_load_json(folder / "manifest.json"))
-            self.names: list[str] = _load_json(folder / "names.json")
-            self.offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy")
-            size = (folder / "tokens.bin").stat().st_size
-        except (OSError, ValueError, TypeError, EOFError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
-        self._check(size)
-        self.tokens: npt.NDArray[np.unsignedinteger] = (
-            np.memmap(folder / "tokens.bin", dtype=self.manifest.dtype, mode="r")
-            if size
-            else np.empty(0, dtype=self.manifest.dtype)  # an empty file cannot be mapped
-        )
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-    def _check(self, size: int) -> None:
-        m = self.manifest
-        if m.format != FORMAT or m.dtype not in ("uint16", "uint32"):
-            raise ValueError(f"format {m.format} with {m.dtype}")
-        if size != m.tokens * np.dtype(m.dtype).itemsize:
-            raise ValueError(f"tokens.bin has {size} bytes for {m.tokens} tokens of {m.dtype}")
-        if len(self.names) != m.documents or self.offsets.shape != (m.documents + 1,):
-            raise ValueError(f"names.json or offsets.npy does not hold {m.documents} documents")
-        if self.offsets[0] != 0 or self.offsets[-1] != m.tokens or (self.lengths < 0).any():
-            raise ValueError("offsets.npy does not divide tokens.bin")
+        self.path = path
+        try:
+            self.manifest = Manifest(**json.loads(path.read_text()))
+            # What `datasets` does for a file, without the second that it takes to import it.
+            with pa.memory_map(str(path.with_suffix(".arrow"))) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            self._names, self._tokens = table["name"], table["tokens"]
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        self.lengths: npt.NDArray[np.int64] = (
+            pc.list_value_length(self._tokens).to_numpy().astype(np.int64)
+        )
+        found = (len(self), int(self.lengths.sum()))
+        if found != (self.manifest.documents, self.manifest.tokens):
+            raise ValueError(
+                f"{found[0]} documents with {found[1]} tokens, where {self.manifest.documents} "
+                f"with {self.manifest.tokens} belong"
+            )
 
     def __len__(self) -> int:
-        return self.manifest.documents
+        return len(self._tokens)
 
     def __reduce__(self) -> tuple[type[TokenCache], tuple[Path]]:
         # A worker that is spawned opens the files itself instead of receiving all tokens.
-        return TokenCache, (self.folder,)
+        return TokenCache, (self.path,)
 
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """``[documents]``: tokens of each document."""
-        return np.diff(self.offsets)
-
-    def num_tokens(self, index: int) -> int:
-        """Tokens of one document."""
-        return int(self.offsets[index + 1] - self.offsets[index])
+    def name(self, index: int) -> str:
+        """The name of a document."""
+        return str(self._names[index].as_py())
 
     def document(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens ``start`` to ``stop - 1`` of a document, not copied."""
-        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
-        return self.tokens[begin + start : end if stop is None else min(begin + stop, end)]
-
-
-def default_cache_dir() -> Path:
-    """``$REFINE_PL_CACHE``, or ``~/.cache/refine-pl``."""
-    return Path(os.environ.get("REFINE_PL_CACHE") or "~/.cache/refine-pl").expanduser()
+        tokens: np.ndarray = self._tokens[index].values.to_numpy()
+        return tokens[start:stop]
 
 
 def tokenized(
@@ -125,7 +107,7 @@ def tokenized(
     Args:
         corpus: the documents.
         tokenizer: makes the ids.
-        cache_dir: where caches live; :func:`default_cache_dir` if ``None``.
+        cache_dir: where caches are; :func:`default_cache_dir` if ``None``.
         notify: receives a line when tokens are about to be made, or made again.
 
     Raises:
@@ -134,79 +116,41 @@ def tokenized(
     """
     root = Path(cache_dir or default_cache_dir()).expanduser()
     corpus_hash = corpus.content_hash(root / "hashes")
-    made_from = (FORMAT, corpus_hash, tokenizer.fingerprint, tokenizer.vocab_size)
-    key = hashlib.blake2b(repr(made_from).encode(), digest_size=16).hexdigest()
-    folder = root / "tokens" / key
-    if folder.is_dir():
+    key = digest_of(FORMAT, corpus_hash, tokenizer.fingerprint, tokenizer.vocab_size)
+    path = root / "tokens" / f"{key}.json"
+    if path.is_file():
         try:
-            return TokenCache(folder)
+            return TokenCache(path)
         except ValueError as error:
-            notify(f"The token cache {folder} is damaged ({error}): it is made again.")
-            _discard(folder)
-    notify(f"Tokenizing {corpus.label} with {tokenizer.label} into {folder}, once.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    except OSError as error:
-        raise ConfigError(
-            f"the folder for token caches cannot be written: {error.strerror}",
-            where=str(folder.parent),
-            way_out="set data.cache_dir, or the environment variable REFINE_PL_CACHE",
-        ) from error
-    try:
-        _write(building, corpus, corpus_hash, tokenizer)
-        if corpus.content_hash(root / "hashes") != corpus_hash:
-            raise DataError(
-                "the corpus changed while it was being read",
-                where=corpus.label,
-                way_out="start again when it is complete",
-            )
-        _publish(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return TokenCache(folder)
+            notify(f"The token cache {path} is damaged ({error}): it is made again.")
+    notify(f"Tokenizing {corpus.label} with {tokenizer.label} into {path.parent}, once.")
+    with whole_file(path) as manifest:
+        with whole_file(path.with_suffix(".arrow")) as table:
+            documents, tokens = _write(table, corpus, tokenizer)
+            skipped = (corpus.skipped_rows, corpus.first_skipped)
+            if corpus.content_hash(root / "hashes") != corpus_hash:
+                raise DataError(
+                    "the corpus changed while it was being read",
+                    where=corpus.label,
+                    way_out="start again when it is complete",
+                )
+        made = Manifest(corpus_hash, tokenizer.fingerprint, documents, tokens, *skipped)
+        manifest.write_text(json.dumps(asdict(made), indent=2))
+    return TokenCache(path)
 
 
-def _write(folder: Path, corpus: Corpus, corpus_hash: str, tokenizer: Tokenizer) -> None:
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    names: list[str] = []
-    offsets = [0]
-    with (folder / "tokens.bin").open("wb") as file:
-        for group in _groups(corpus):
-            texts = [text for _, text in group]
-            for (name, _), ids in zip(group, tokenizer.encode_batch(texts), strict=True):
-                if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
-                    raise DataError(
-                        f"the tokenizer made ids from {ids.min()} to {ids.max()}",
-                        where=f"{tokenizer.label}, document {name}",
-                        allowed=f"0 to {tokenizer.vocab_size - 1}, by its own vocab_size",
-                    )
-                file.write(ids.astype(dtype).tobytes())
-                names.append(name)
-                offsets.append(offsets[-1] + len(ids))
-    np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
-    (folder / "names.json").write_text(json.dumps(names))
-    manifest = Manifest(
-        format=FORMAT,
-        corpus_hash=corpus_hash,
-        tokenizer=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        dtype=dtype.name,
-        documents=len(names),
-        tokens=offsets[-1],
-        skipped_rows=corpus.skipped_rows,
-        first_skipped=corpus.first_skipped,
-    )
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2))
+def in_groups(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
+    """Items in groups of about a million characters, for tokenizers that work in parallel.
 
-
-def _groups(corpus: Corpus) -> Iterator[list[tuple[str, str]]]:
-    """Documents in groups of about a million characters."""
-    group: list[tuple[str, str]] = []
+    Args:
+        items: in their order.
+        text: of an item.
+    """
+    group: list[T] = []
     characters = 0
-    for name, text in corpus.documents():
-        group.append((name, text))
-        characters += len(text)
+    for item in items:
+        group.append(item)
+        characters += len(text(item))
         if characters >= _CHARACTERS_AT_ONCE:
             yield group
             group, characters = [], 0
@@ -214,26 +158,42 @@ def _groups(corpus: Corpus) -> Iterator[list[tuple[str, str]]]:
         yield group
 
 
-def _publish(building: Path, folder: Path) -> None:
-    """Give a complete cache its name. Whoever comes first wins; the others hold the same tokens."""
-    building.chmod(0o755)  # mkdtemp makes folders private; a shared cache is read by others
-    try:
-        building.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+def check_ids(ids: TokenIds, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse ids that the tokenizer's own ``vocab_size`` rules out.
+
+    Raises:
+        DataError: naming ``where`` and the range.
+    """
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+        raise DataError(
+            f"the tokenizer made ids from {ids.min()} to {ids.max()}",
+            where=f"{tokenizer.label}, {where}",
+            allowed=f"0 to {tokenizer.vocab_size - 1}, by its own vocab_size",
+        )
 
 
-def _discard(folder: Path) -> None:
-    """Take a damaged cache away in one step, so that nobody opens it while it is deleted."""
-    aside = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
-    try:
-        folder.rename(aside / folder.name)
-    except FileNotFoundError:
-        pass  # another process was faster
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+def _write(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Write the table; the numbers of its documents and tokens."""
+    import pyarrow as pa
+
+    kind = pa.uint16() if tokenizer.vocab_size <= 2**16 else pa.uint32()
+    schema = pa.schema({"name": pa.string(), "tokens": pa.list_(kind)})
+    documents = tokens = 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for group in in_groups(corpus.documents(), lambda document: document[1]):
+            encoded = tokenizer.encode_batch([text for _, text in group])
+            for (name, _), ids in zip(group, encoded, strict=True):
+                check_ids(ids, tokenizer, f"document {name}")
+            names = pa.array([name for name, _ in group])
+            writer.write_batch(pa.record_batch([names, _lists(encoded, kind)], schema=schema))
+            documents += len(group)
+            tokens += sum(map(len, encoded))
+    return documents, tokens
 
 
-def _load_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+def _lists(encoded: Sequence[TokenIds], kind: pa.DataType) -> pa.ListArray:
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    flat = np.concatenate(encoded).astype(kind.to_pandas_dtype())
+    return pa.ListArray.from_arrays(ends, pa.array(flat, kind))

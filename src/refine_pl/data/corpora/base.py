@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-from refine_pl.data.bad_rows import BadRows
-from refine_pl.errors import DataError
+from refine_pl.data.file_records import RowReader
 
 
-class Corpus(BadRows, ABC):
+class Corpus(RowReader, ABC):
     """Named documents.
 
     A corpus of your own is a subclass with one method, :meth:`read`, in a file of the folder you
@@ -36,16 +35,13 @@ class Corpus(BadRows, ABC):
         Raises:
             DataError: a row cannot be used, or there is not one document.
         """
-        self.skipped_rows, self.first_skipped = 0, None
-        number = 0
-        for name, text in self.read():
-            number += 1
-            yield name, text
-        if number == 0:
-            what = f"{self.label} holds no document"
-            if self.skipped_rows:
-                what += f": all {self.skipped_rows} rows were skipped"
-            raise DataError(what, where=self.first_skipped, allowed="at least one document")
+        self.begin()
+        found = False
+        for document in self.read():
+            found = True
+            yield document
+        if not found:
+            raise self.nothing(self.label, "document")
 
     def content_hash(self, memo_dir: Path | None = None) -> str:
         """A digest of all that decides what :meth:`documents` yields; costs one reading.

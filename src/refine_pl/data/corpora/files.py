@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from refine_pl.data.bad_rows import column_choice
-from refine_pl.data.content_hash import file_hash
+from refine_pl.data.cache_files import digest_of, file_hash
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.named_rows import (
-    decoded,
-    find_files,
-    json_object,
-    parquet_batches,
-    shown_paths,
-    text_lines,
-)
-from refine_pl.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+from refine_pl.data.file_records import BadRow, FileRecord, decoded
+from refine_pl.data.paths import find_files, shown_paths
 
 
 class Files(Corpus):
@@ -61,65 +47,24 @@ class Files(Corpus):
         Raises:
             DataError: a file is missing, a pattern matches nothing, or a suffix is unknown.
         """
-        return find_files(self.paths, _SUFFIXES)
+        return find_files(self.paths, (".txt", ".jsonl", ".parquet"))
 
     def content_hash(self, memo_dir: Path | None = None) -> str:
         """A digest of the files' names and bytes and of the settings that choose the text."""
-        digest = hashlib.blake2b(repr((1, self.text_column, self.on_bad_row)).encode())
-        for name in self.files():
-            digest.update(repr((name, file_hash(Path(name), memo_dir))).encode())
-        return digest.hexdigest()[:32]
+        files = [(name, file_hash(Path(name), memo_dir)) for name in self.files()]
+        return digest_of(self.text_column, self.on_bad_row, files)
 
     def read(self) -> Iterator[tuple[str, str]]:
         """Yield documents named by path, and by line (from 1) or row (from 0) where there are."""
-        readers = {".txt": self._txt, ".jsonl": self._jsonl, ".parquet": self._parquet}
         for name in self.files():
-            yield from readers[Path(name).suffix](name)
+            if not name.endswith(".txt"):
+                yield from self.read_file(name, [self.text_column], self._document)
+                continue
+            try:
+                yield name, decoded(Path(name).read_bytes(), name)
+            except BadRow as error:
+                self.report(error)
 
-    def _txt(self, name: str) -> Iterator[tuple[str, str]]:
-        text = decoded(self, Path(name).read_bytes(), name)
-        if text is not None:
-            yield name, text
-
-    def _jsonl(self, name: str) -> Iterator[tuple[str, str]]:
-        for number, line in text_lines(self, name):
-            text = self._field(line, f"{name}, line {number}")
-            if text is not None:
-                yield f"{name}:{number}", text
-
-    def _field(self, line: str, where: str) -> str | None:
-        row = json_object(self, line, where, self.text_column)
-        if row is None:
-            return None
-        if self.text_column not in row:
-            allowed, way_out = column_choice(self.text_column, list(row))
-            self.bad_row(
-                f"no column {self.text_column!r}", where=where, allowed=allowed, way_out=way_out
-            )
-            return None
-        return self.usable_text(row[self.text_column], self.text_column, where)
-
-    def _parquet(self, name: str) -> Iterator[tuple[str, str]]:
-        row = 0
-        for batch in parquet_batches(name, lambda schema: self._text_column(schema, name)):
-            for value in batch.column(0).to_pylist():
-                text = self.usable_text(value, self.text_column, f"{name}, row {row}")
-                if text is not None:
-                    yield f"{name}:{row}", text
-                row += 1
-
-    def _text_column(self, schema: pa.Schema, name: str) -> list[str]:
-        """The column, if it is one of text."""
-        import pyarrow as pa
-
-        column = self.text_column
-        if column not in schema.names:
-            allowed, way_out = column_choice(column, schema.names)
-            raise DataError(f"no column {column!r}", where=name, allowed=allowed, way_out=way_out)
-        kind = schema.field(column).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if str(value) not in ("string", "large_string", "string_view", "null"):
-            raise DataError(
-                f"column {column!r} holds {kind}", where=name, allowed="a column of strings"
-            )
-        return [column]
+    def _document(self, record: FileRecord) -> tuple[str, str]:
+        text = record.text(self.text_column, "text_column", blank=True)
+        return f"{record.file}:{record.number}", text

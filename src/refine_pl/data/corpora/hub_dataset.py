@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from refine_pl.data.bad_rows import column_choice
 from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.file_records import BadRow, check_text, missing_column
 from refine_pl.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -56,19 +56,17 @@ class HubDataset(Corpus):
     def read(self) -> Iterator[tuple[str, str]]:
         """Yield documents named ``dataset/split:row``, rows counted from 0."""
         dataset = self._load()
-        if self.text_column not in dataset.column_names:
-            allowed, way_out = column_choice(self.text_column, dataset.column_names)
-            raise DataError(
-                f"no column {self.text_column!r}",
-                where=self.label,
-                allowed=allowed,
-                way_out=way_out,
-            )
+        column, columns = self.text_column, dataset.column_names
+        if column not in columns:
+            raise missing_column(column, columns, "text_column", self.label, of_all=True)
         row = 0
-        for rows in dataset.select_columns([self.text_column]).iter(batch_size=_ROWS_AT_ONCE):
-            for value in rows[self.text_column]:
-                text = self.usable_text(value, self.text_column, f"{self.label}, row {row}")
-                if text is not None:
+        for rows in dataset.select_columns([column]).iter(batch_size=_ROWS_AT_ONCE):
+            for value in rows[column]:
+                try:
+                    text = check_text(value, column, f"{self.label}, row {row}")
+                except BadRow as error:
+                    self.report(error)
+                else:
                     yield f"{self.name}/{self.split}:{row}", text
                 row += 1
 
@@ -89,8 +87,9 @@ class HubDataset(Corpus):
             )
         # The library raises ValueError for a wrong split or subset, OSError for what is not there.
         except (OSError, ValueError, DatasetsError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"the dataset {self.name!r} cannot be loaded: {_first_line(error)}",
+                f"the dataset {self.name!r} cannot be loaded: {reason}",
                 where=f"split {self.split!r}, subset {self.subset!r}, revision {self.revision!r}",
                 allowed="a dataset of the hub, a folder of data files, a folder of save_to_disk",
                 way_out="check the name and the split; without a network only local folders and "
@@ -108,7 +107,3 @@ class HubDataset(Corpus):
                 way_out=f"split: {guess}",
             )
         return splits[self.split]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

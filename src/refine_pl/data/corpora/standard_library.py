@@ -55,8 +55,6 @@ class StandardLibrary(Corpus):
             if len(content) < self.min_bytes:
                 continue
             try:
-                text = content.decode()
+                yield name, content.decode()
             except UnicodeDecodeError as error:
                 self.bad_row(f"not UTF-8 at byte {error.start}", where=name)
-                continue
-            yield name, text

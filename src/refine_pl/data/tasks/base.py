@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from refine_pl.errors import DataError
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
 
@@ -48,14 +47,26 @@ class TaskSource(ABC):
         """What people read in messages: the class and where its rows are from."""
         return type(self).__name__
 
-    def fingerprint(self, tokenizer: Tokenizer) -> str:
-        """A digest of all that decides the rows; here of the rows themselves."""
-        return rows_hash(self.rows(tokenizer))
 
+def check_unique(rows: Iterable[tuple[str, TaskRow]], way_out: str) -> list[TaskRow]:
+    """The rows, each of which has an id of its own.
 
-def rows_hash(rows: Iterable[TaskRow]) -> str:
-    """A digest of the content of rows, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()
+    Args:
+        rows: where each row is from, and the row.
+        way_out: what to change where two have one id.
+
+    Raises:
+        DataError: naming both rows.
+    """
+    found: dict[str, tuple[str, TaskRow]] = {}
+    for where, row in rows:
+        if row.id in found:
+            raise DataError(
+                f"two rows have the id {row.id!r}",
+                where=f"{found[row.id][0]}, and {where}",
+                allowed="an id of its own for each row: it names the row's random numbers and its "
+                "answer",
+                way_out=way_out,
+            )
+        found[row.id] = where, row
+    return [row for _, row in found.values()]

@@ -1,7 +1,7 @@
 """Rows as token ids: the prompt, cut in the middle if it is too long, and its first answer.
 
 A tokenizer may merge the end of a prompt with the beginning of an answer. So prompt and answer are
-encoded together, and the context is what both encodings begin with alike: the ids behind it are
+encoded together, and the context is what both encodings begin with alike: the ids after it are
 what a model that continues the prompt's text would have to give.
 """
 
@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from refine_pl.data.token_cache import check_ids, in_groups
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import TokenIds, Tokenizer
@@ -22,12 +23,10 @@ Ids = npt.NDArray[np.int32]
 OverLong: TypeAlias = Literal["cut_middle", "refuse"]
 """What happens to a prompt of too many tokens."""
 
-_CHARACTERS_AT_ONCE = 2**20  # tokenized together
-
 
 @dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """A row and its ids."""
+class TaskTokens:
+    """The ids of a row."""
 
     row: TaskRow
     prompt: Ids  # [P]
@@ -42,7 +41,7 @@ class Encoding:
 
     Args:
         max_prompt_tokens: the most tokens of a prompt; any number if ``None``.
-        over_long: ``cut_middle`` keeps the first and the last half of so many tokens; ``refuse``
+        over_long: ``cut_middle`` takes tokens out of the middle of a longer prompt; ``refuse``
             stops.
         answer_separator: text between prompt and answer; ``auto`` is a space unless the prompt ends
             or the answer begins with white space.
@@ -54,23 +53,10 @@ class Encoding:
     answer_separator: str = "auto"
     answer_eos: bool = True
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse an end of text that the tokenizer does not have.
-
-        Raises:
-            ConfigError: naming the setting.
-        """
-        if self.answer_eos and tokenizer.eos_token_id is None:
-            raise ConfigError(
-                f"answers cannot end with an end-of-text token: {tokenizer.label} has none",
-                where="data.answer_eos",
-                way_out="answer_eos: false, or a tokenizer with an end-of-text token",
-            )
-
 
 def encode_row(
     tokenizer: Tokenizer, row: TaskRow, encoding: Encoding, *, with_answer: bool = True
-) -> EncodedRow:
+) -> TaskTokens:
     """One row as ids; arguments and errors are those of :func:`encode_rows`."""
     return next(encode_rows(tokenizer, [row], encoding, with_answers=with_answer))
 
@@ -81,7 +67,7 @@ def encode_rows(
     encoding: Encoding,
     *,
     with_answers: bool = True,
-) -> Iterator[EncodedRow]:
+) -> Iterator[TaskTokens]:
     """Rows as ids, in their order.
 
     Args:
@@ -95,14 +81,19 @@ def encode_rows(
             token to its prompt.
         ConfigError: an end of text is asked for that the tokenizer does not have.
     """
-    if with_answers:
-        encoding.check(tokenizer)
-    for group in _groups(rows):
+    if with_answers and encoding.answer_eos and tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"answers cannot end with an end-of-text token: {tokenizer.label} has none",
+            where="data.answer_eos",
+            way_out="answer_eos: false, or a tokenizer with an end-of-text token",
+        )
+    for group in in_groups(rows, lambda row: row.prompt):
         prompts = _encoded(tokenizer, [row.prompt for row in group])
         answered = [row for row in group if with_answers and row.answers]
         wholes = iter(_encoded(tokenizer, [whole_text(row, encoding) for row in answered]))
         for row, prompt in zip(group, prompts, strict=True):
             whole = next(wholes) if with_answers and row.answers else None
+            check_ids(prompt if whole is None else whole, tokenizer, f"row {row.id}")
             yield _cut(tokenizer, row, prompt, whole, encoding)
 
 
@@ -130,7 +121,7 @@ def common_prefix(first: TokenIds, second: TokenIds) -> int:
 
 def _cut(
     tokenizer: Tokenizer, row: TaskRow, prompt: Ids, whole: Ids | None, encoding: Encoding
-) -> EncodedRow:
+) -> TaskTokens:
     if not len(prompt):
         raise DataError("the prompt has no token", where=f"row {row.id}, {tokenizer.label}")
     limit = encoding.max_prompt_tokens or len(prompt)
@@ -146,7 +137,7 @@ def _cut(
         head = limit - limit // 2
         kept = np.concatenate([prompt[:head], prompt[len(prompt) - limit // 2 :]])
     if whole is None:
-        return EncodedRow(row, kept, cut_tokens)
+        return TaskTokens(row, kept, cut_tokens)
     start = common_prefix(prompt, whole)
     target = whole[start:]
     context = kept[: max(0, len(kept) - (len(prompt) - start))]
@@ -160,22 +151,8 @@ def _cut(
         )
     if encoding.answer_eos:
         target = np.append(target, np.int32(tokenizer.eos_token_id or 0))
-    return EncodedRow(row, kept, cut_tokens, np.concatenate([context, target]), len(context))
+    return TaskTokens(row, kept, cut_tokens, np.concatenate([context, target]), len(context))
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
     return [ids.astype(np.int32) for ids in tokenizer.encode_batch(texts)] if texts else []
-
-
-def _groups(rows: Sequence[TaskRow]) -> Iterator[list[TaskRow]]:
-    """Rows in groups of about a million characters."""
-    group: list[TaskRow] = []
-    characters = 0
-    for row in rows:
-        group.append(row)
-        characters += len(row.prompt)
-        if characters >= _CHARACTERS_AT_ONCE:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group

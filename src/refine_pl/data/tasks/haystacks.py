@@ -1,4 +1,4 @@
-"""The text around needles, as sentences that a row takes as many of as fit."""
+"""The text around needles: sentences, of which a row takes the most that fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 
 from refine_pl.data.corpora.base import Corpus
 from refine_pl.data.tasks.draws import Draws, Kind
-from refine_pl.data.tasks.needle_layouts import Layout
+from refine_pl.data.tasks.layouts import Layout
 from refine_pl.errors import DataError
 
 NOISE = (
@@ -28,7 +28,7 @@ _LONGEST_SENTENCE = 400  # characters; longer ones are cut at a space
 
 
 class Sentences:
-    """The first so many of endless sentences; each ends with the white space behind it.
+    """Sentences without end, of which the first ones are taken; each ends with its white space.
 
     Args:
         source: the sentences.
@@ -97,14 +97,14 @@ class CorpusText:
         return found
 
     def from_anywhere(self, draws: Draws) -> Sentences:
-        """The sentences from a random one on; behind the last one comes the first."""
+        """The sentences from a random one on; after the last one comes the first."""
         start = draws.below(len(self.sentences))
         ahead = itertools.islice(self.sentences, start, None)
         return Sentences(itertools.chain(ahead, itertools.cycle(self.sentences)))
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """Lines, cut behind full stops; each keeps the white space behind it.
+    """Lines, cut after full stops; each keeps the white space after it.
 
     A blank line belongs to the sentence before it.
     """

@@ -6,27 +6,24 @@ tokens of the prompt together with those of the answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 from jsonargparse.typing import PositiveInt
 
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.tasks.base import TaskSource
 from refine_pl.data.tasks.draws import Draws, Kind
 from refine_pl.data.tasks.encoding import common_prefix
 from refine_pl.data.tasks.fitting import most_that_fits
+from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
 from refine_pl.data.tasks.haystacks import CorpusText, Sentences, distractors, noise
-from refine_pl.data.tasks.needle_layouts import Full, Layout, Short
-from refine_pl.data.tasks.row_cache import MadeRows, cached_rows
-from refine_pl.data.token_cache import default_cache_dir
+from refine_pl.data.tasks.layouts import Layout
 from refine_pl.errors import ConfigError, check_choice
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
 
-FORMAT = 1  # raised when the same settings give other rows
 MIN_LENGTH = 128
 DEFAULT_NUMBER = 4  # of needles, where there are several
 
@@ -58,7 +55,7 @@ class Wording:
     shortest: int  # tokens of the longest row without a haystack, the answer included
 
 
-class NeedleInAHaystack(TaskSource):
+class NeedleInAHaystack(GeneratedRows):
     """Rows of the tasks ``niah_single``, ``niah_multi_key``, ``_multi_query`` and ``_multi_value``.
 
     Needles are whole, at depths that are drawn uniformly, and as many sentences of the haystack are
@@ -99,7 +96,13 @@ class NeedleInAHaystack(TaskSource):
         seed: int = 0,
         max_gen_tokens: PositiveInt | None = None,
     ) -> None:
-        _check_words(kind, key_type, value_type, haystack)
+        owner = "NeedleInAHaystack"
+        check_choice(owner, "kind", kind, get_args(NeedleKind))
+        check_choice(owner, "key_type", key_type, get_args(Kind))
+        check_choice(owner, "value_type", value_type, get_args(Kind))
+        if not isinstance(haystack, Corpus):
+            check_choice(owner, "haystack", haystack, get_args(HaystackWord))
+        check_lengths(owner, lengths, MIN_LENGTH)
         self.kind = kind
         self.lengths = list(lengths)
         self.num_rows = num_rows
@@ -111,7 +114,6 @@ class NeedleInAHaystack(TaskSource):
         self.haystack = haystack
         self.seed = seed
         self.max_gen_tokens = max_gen_tokens
-        _check_lengths(self.lengths)
 
     @property
     def task(self) -> str:
@@ -128,43 +130,20 @@ class NeedleInAHaystack(TaskSource):
         haystack = self.haystack if isinstance(self.haystack, str) else type(self.haystack).__name__
         return f"{self.key_type}-{self.value_type}-{haystack}"
 
-    def fingerprint(self, tokenizer: Tokenizer) -> str:
-        """A digest of the settings, the tokenizer and the corpus."""
-        root = self.cache_dir or default_cache_dir()
-        corpus = self.haystack
-        settings = (
-            FORMAT,
-            self.kind,
-            self.lengths,
-            self.num_rows,
-            self.number,
-            self.key_type,
-            self.value_type,
-            corpus if isinstance(corpus, str) else corpus.content_hash(root / "hashes"),
-            self._variant,
-            self.seed,
-            self.max_gen_tokens,
-            tokenizer.fingerprint,
-        )
-        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+    def made_from(self, memo_dir: Path) -> dict[str, Any]:
+        """The settings, and the content of the corpus."""
+        haystack = self.haystack
+        if isinstance(haystack, Corpus):
+            haystack = haystack.content_hash(memo_dir)  # type: ignore[assignment]
+        names = ("kind", "lengths", "num_rows", "number", "seed", "max_gen_tokens", "_variant")
+        return {name: getattr(self, name) for name in names} | {"haystack": haystack}
 
-    def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
-        """``num_rows`` rows of each length, from the cache if they were made before.
+    def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
+        """``num_rows`` rows of each length.
 
         Raises:
             ConfigError: a length is too short even for the shortest wording and the fewest needles.
         """
-        made = cached_rows(
-            self.fingerprint(tokenizer),
-            self.cache_dir or default_cache_dir(),
-            lambda: self._make(tokenizer),
-            self.notify,
-            f"rows of {self.label}",
-        )
-        self.notes = made.notes
-        return made.rows
-
-    def _make(self, tokenizer: Tokenizer) -> MadeRows:
         corpus = None if isinstance(self.haystack, str) else CorpusText(self.haystack)
         rows: list[TaskRow] = []
         notes: list[str] = []
@@ -172,7 +151,7 @@ class NeedleInAHaystack(TaskSource):
         for length in self.lengths:
             wording = self._choose_wording(tokenizer, drawn, length)
             at = f"{self.task} at {length:,} tokens"
-            if isinstance(wording.layout, Short):
+            if wording.layout.short:
                 notes.append(f"{at}: the short wording, to leave tokens to the haystack")
             if wording.number < self.number:
                 notes.append(
@@ -188,7 +167,7 @@ class NeedleInAHaystack(TaskSource):
                 bare += guess == 0
             if bare:
                 notes.append(f"{at}: {bare:,} of {self.num_rows:,} rows have no haystack")
-        return MadeRows(rows, notes)
+        return rows, notes
 
     def _draw(self, number: int) -> Needles:
         draws = self._draws(number, "needles")
@@ -222,10 +201,10 @@ class NeedleInAHaystack(TaskSource):
     ) -> Wording:
         """Full sentences where they leave half of the tokens to the haystack, else fewer words."""
         several = self.kind == "multi_value"
-        full, short = Full(self.value_type, several), Short(self.value_type, several)
-        wording = self._wording(tokenizer, drawn, full, self.number)
+        wording = self._wording(tokenizer, drawn, Layout(self.value_type, several), self.number)
         if 2 * wording.shortest <= length:
             return wording
+        short = Layout(self.value_type, several, short=True)
         fewest = min(2, self.number)
         for number in range(self.number, fewest - 1, -1):
             wording = self._wording(tokenizer, drawn, short, number)
@@ -242,11 +221,11 @@ class NeedleInAHaystack(TaskSource):
     def _wording(
         self, tokenizer: Tokenizer, drawn: Sequence[Needles], layout: Layout, number: int
     ) -> Wording:
-        prompts, wholes = [], []
-        for needles in drawn:
-            prompt = self._prompt(layout, needles, number, [])
-            prompts.append(prompt)
-            wholes.append(f"{prompt} {', '.join(self._answers(needles, number))}")
+        prompts = [self._prompt(layout, needles, number, []) for needles in drawn]
+        wholes = [
+            f"{prompt} {', '.join(self._answers(needles, number))}"
+            for prompt, needles in zip(prompts, drawn, strict=True)
+        ]
         encoded = tokenizer.encode_batch(prompts)
         pairs = list(zip(encoded, tokenizer.encode_batch(wholes), strict=True))
         # One more for the end of text.
@@ -343,22 +322,3 @@ def _number_of_needles(kind: str, given: dict[str, int | None]) -> int:
             )
         return value
     return DEFAULT_NUMBER if own else 1
-
-
-def _check_words(kind: str, key_type: str, value_type: str, haystack: object) -> None:
-    owner = "NeedleInAHaystack"
-    check_choice(owner, "kind", kind, get_args(NeedleKind))
-    check_choice(owner, "key_type", key_type, get_args(Kind))
-    check_choice(owner, "value_type", value_type, get_args(Kind))
-    if not isinstance(haystack, Corpus):
-        check_choice(owner, "haystack", haystack, get_args(HaystackWord))
-
-
-def _check_lengths(lengths: Sequence[int]) -> None:
-    short = [length for length in lengths if length < MIN_LENGTH]
-    if not lengths or short or len(set(lengths)) < len(lengths):
-        raise ConfigError(
-            f"lengths is {list(lengths)}",
-            where="NeedleInAHaystack",
-            allowed=f"one or more different numbers of tokens, each at least {MIN_LENGTH}",
-        )

@@ -5,7 +5,6 @@ The paragraphs that answer a question stand between paragraphs of other question
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,21 @@ from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from refine_pl.data.bad_rows import BadRows
-from refine_pl.data.content_hash import file_hash
-from refine_pl.data.named_rows import NamedRow, find_files, named_rows, shown_paths
-from refine_pl.data.tasks.base import TaskSource
-from refine_pl.data.tasks.columns import answers_of, missing_column, text_of
+from refine_pl.data.cache_files import file_hash
+from refine_pl.data.file_records import (
+    ANSWER_COLUMNS,
+    BadRow,
+    FileRecord,
+    RowReader,
+    check_text,
+)
+from refine_pl.data.paths import find_files, short_names, shown_paths
 from refine_pl.data.tasks.draws import Draws
 from refine_pl.data.tasks.fitting import most_that_fits
-from refine_pl.data.tasks.row_cache import MadeRows, cached_rows
-from refine_pl.data.tasks.row_files import ANSWER_COLUMNS, short_names
-from refine_pl.data.token_cache import default_cache_dir
+from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
-
-FORMAT = 1  # raised when the same settings give other rows
 
 _INSTRUCTION = (
     "Use the passages to answer the question. Reply with the answer alone and add nothing to it."
@@ -37,6 +36,13 @@ TEMPLATE = (
     "Question: {question}\nAnswer:"
 )
 """The layout of the published rows, in words of our own."""
+
+
+_SETTINGS = (
+    *("lengths", "task", "num_rows", "question_column", "answers_column", "paragraphs_column"),
+    *("max_gen_tokens", "template", "seed", "on_long_row", "on_bad_row"),
+)
+"""All of them but the paths, of which the content counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Question:
     paragraphs: tuple[str, ...]  # those that answer it
 
 
-class MultiDocumentQA(BadRows, TaskSource):
+class MultiDocumentQA(RowReader, GeneratedRows):
     """Rows of ``ruler_squadqa``, ``ruler_hotpotqa`` or a task of your own, from questions.
 
     A row of the input has a question, its answers, and the paragraphs that hold them. Here it
@@ -100,13 +106,8 @@ class MultiDocumentQA(BadRows, TaskSource):
         self.seed = seed
         self.on_long_row = on_long_row
         self.on_bad_row = on_bad_row
-        if not lengths or len(set(lengths)) < len(lengths) or min(lengths) <= max_gen_tokens:
-            raise ConfigError(
-                f"lengths is {self.lengths}",
-                where="MultiDocumentQA",
-                allowed="one or more different numbers of tokens, each more than max_gen_tokens "
-                f"({max_gen_tokens})",
-            )
+        least = max_gen_tokens + 1
+        check_lengths("MultiDocumentQA", lengths, least, ", more than max_gen_tokens")
         for field in ("{documents}", "{question}"):
             if template.count(field) != 1:
                 raise ConfigError(
@@ -120,54 +121,21 @@ class MultiDocumentQA(BadRows, TaskSource):
         """The task, and the paths as they were given, shortened."""
         return f"MultiDocumentQA {self.task} of {shown_paths(self.paths)}"
 
-    def fingerprint(self, tokenizer: Tokenizer) -> str:
-        """A digest of the settings, the tokenizer and the files' bytes."""
-        files = find_files(self.paths, (".jsonl", ".parquet"))
-        memo = (self.cache_dir or default_cache_dir()) / "hashes"
-        settings = (
-            FORMAT,
-            self.lengths,
-            self.task,
-            self.num_rows,
-            self.question_column,
-            self.answers_column,
-            self.paragraphs_column,
-            self.max_gen_tokens,
-            self.template,
-            self.seed,
-            self.on_long_row,
-            self.on_bad_row,
-            tokenizer.fingerprint,
-            [
-                (name, file_hash(Path(file), memo))
-                for name, file in zip(short_names(files), files, strict=True)
-            ],
-        )
-        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+    def made_from(self, memo_dir: Path) -> dict[str, Any]:
+        """The settings, and the names and bytes of the files."""
+        files = [(name, file_hash(Path(file), memo_dir)) for name, file in self._files().items()]
+        return {name: getattr(self, name) for name in _SETTINGS} | {"files": files}
 
-    def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
-        """The rows of every length, from the cache if they were made before.
+    def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
+        """The rows of every length.
 
         Raises:
             DataError: a row cannot be used, or no row is left for a length.
         """
-        made = cached_rows(
-            self.fingerprint(tokenizer),
-            self.cache_dir or default_cache_dir(),
-            lambda: self._make(tokenizer),
-            self.notify,
-            f"rows of {self.label}",
-        )
-        self.notes = made.notes
-        return made.rows
-
-    def _make(self, tokenizer: Tokenizer) -> MadeRows:
         questions = self._questions()
         pool = list(dict.fromkeys(p for question in questions for p in question.paragraphs))
         rows: list[TaskRow] = []
-        notes: list[str] = []
-        if self.skipped_rows:
-            notes.append(f"skipped rows: {self.skipped_rows:,}; the first was {self.first_skipped}")
+        notes = self.skip_notes()
         for length in self.lengths:
             made, long_rows, exhausted = self._of_length(tokenizer, questions, pool, length)
             rows += made
@@ -183,7 +151,7 @@ class MultiDocumentQA(BadRows, TaskSource):
                     f"{at}: {exhausted:,} rows hold all {len(pool):,} paragraphs that there are, "
                     "and could hold more"
                 )
-        return MadeRows(rows, notes)
+        return rows, notes
 
     def _of_length(
         self, tokenizer: Tokenizer, questions: Sequence[Question], pool: list[str], length: int
@@ -195,12 +163,11 @@ class MultiDocumentQA(BadRows, TaskSource):
         for question in questions:
             if len(rows) == self.num_rows:
                 break
-            documents = Documents(
-                question, pool, Draws(self.seed, self.task, length, question.name)
-            )
+            draws = Draws(self.seed, self.task, length, question.name)
+            mixture = Mixture(question, pool, draws)
 
-            def prompt(others: int, q: Question = question, d: Documents = documents) -> str:
-                return self._prompt(q.question, d.with_others(others))
+            def prompt(others: int, q: str = question.question, m: Mixture = mixture) -> str:
+                return self._prompt(q, m.with_others(others))
 
             bare = len(tokenizer.encode(prompt(0)))
             if bare > limit:
@@ -210,10 +177,10 @@ class MultiDocumentQA(BadRows, TaskSource):
             guess = most_that_fits(
                 lambda n, text=prompt: len(tokenizer.encode(text(n))),  # type: ignore[misc]
                 limit,
-                documents.num_others,
+                mixture.num_others,
                 guess,
             )
-            exhausted += guess == documents.num_others
+            exhausted += guess == mixture.num_others
             rows.append(
                 TaskRow(
                     id=f"{self.task}/{length}/{question.name}-{self.seed}",
@@ -247,67 +214,55 @@ class MultiDocumentQA(BadRows, TaskSource):
         parts = [part.replace("{question}", question) for part in (before, after)]
         return "\n\n".join(numbered).join(parts)
 
-    def _questions(self) -> list[Question]:
-        self.skipped_rows, self.first_skipped = 0, None
+    def _files(self) -> dict[str, str]:
+        """The files by their short names."""
         files = find_files(self.paths, (".jsonl", ".parquet"))
-        wanted = [self.question_column, self.paragraphs_column]
-        wanted += [self.answers_column] if self.answers_column else ANSWER_COLUMNS
-        questions = []
-        for file, name in zip(files, short_names(files), strict=True):
-            for named in named_rows(self, file, wanted):
-                question = self._question(named, f"{name}/{named.number}")
-                if question is not None:
-                    questions.append(question)
+        return dict(zip(short_names(files), files, strict=True))
+
+    def _questions(self) -> list[Question]:
+        self.begin()
+        columns = [self.question_column, self.paragraphs_column]
+        columns += [self.answers_column] if self.answers_column else ANSWER_COLUMNS
+        questions: list[Question] = []
+        for name, file in self._files().items():
+
+            def make(record: FileRecord, name: str = name) -> Question:
+                return self._question(record, name)
+
+            questions += self.read_file(file, columns, make)
         if not questions:
-            what = f"{self.label} holds no question"
-            if self.skipped_rows:
-                what += f": all {self.skipped_rows} rows were skipped"
-            raise DataError(what, where=self.first_skipped, allowed="at least one row")
+            raise self.nothing(self.label, "question")
         return questions
 
-    def _question(self, named: NamedRow, name: str) -> Question | None:
-        """The question of a row, or None after a report."""
-        text = text_of(self, named, self.question_column, "question_column")
-        if text is None:
-            return None
-        columns = [self.answers_column] if self.answers_column else list(ANSWER_COLUMNS)
-        column = next((c for c in columns if c in named.columns), None)
-        for needed, setting in (
-            (column or columns[0], "answers_column"),
-            (self.paragraphs_column, "paragraphs_column"),
-        ):
-            if needed not in named.columns:
-                missing_column(self, named, needed, setting)
-                return None
-        answers = answers_of(self, named, column or columns[0])
-        paragraphs = self._paragraphs(named) if answers is not None else None
-        if answers is None or paragraphs is None:
-            return None
-        return Question(name, text, answers, paragraphs)
+    def _question(self, record: FileRecord, name: str) -> Question:
+        return Question(
+            f"{name}/{record.number}",
+            record.text(self.question_column, "question_column"),
+            record.answers(self.answers_column),
+            self._paragraphs(record),
+        )
 
-    def _paragraphs(self, named: NamedRow) -> tuple[str, ...] | None:
+    def _paragraphs(self, record: FileRecord) -> tuple[str, ...]:
         column = self.paragraphs_column
-        value: Any = named.values[column]
+        value = record.value(column, "paragraphs_column")
         found: list[str] = []
         for entry in value if isinstance(value, list) else [value]:
-            parts = [entry.get("title"), entry.get("text")] if isinstance(entry, dict) else [entry]
-            if isinstance(entry, dict) and not parts[0]:
-                parts = parts[1:]  # a title may be missing
-            texts = [self.usable_text(part, column, named.where) for part in parts]
-            if None in texts:
-                return None
-            found.append("\n".join(str(text).strip() for text in texts).strip())
+            parts = [entry]
+            if isinstance(entry, dict):  # a title may be missing
+                title, text = entry.get("title"), entry.get("text")
+                parts = [title, text] if title else [text]
+            texts = [check_text(part, column, record.where).strip() for part in parts]
+            found.append("\n".join(texts).strip())
         if not found or not all(found):
-            self.bad_row(
+            raise BadRow(
                 f"column {column!r} holds no paragraph, or an empty one",
-                where=named.where,
-                allowed="a list of texts, or of {title: ..., text: ...}",
+                record.where,
+                "a list of texts, or of {title: ..., text: ...}",
             )
-            return None
         return tuple(found)
 
 
-class Documents:
+class Mixture:
     """The paragraphs of a question among others, in an order that further ones do not change.
 
     Args:

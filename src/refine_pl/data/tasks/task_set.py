@@ -1,34 +1,25 @@
-"""The rows of one stage: read from their sources, checked, encoded, and counted."""
+"""The rows of one data set: read from their sources, checked, encoded, and counted."""
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
-from refine_pl.data.collate import Row, collate
+from refine_pl.data.cache_files import digest_of
+from refine_pl.data.collate import TokenSequence, collate
 from refine_pl.data.loader import BatchKey
-from refine_pl.data.tasks.base import TaskSource, rows_hash
-from refine_pl.data.tasks.encoding import EncodedRow, Encoding, encode_rows
-from refine_pl.errors import DataError
+from refine_pl.data.tasks.base import TaskSource, check_unique
+from refine_pl.data.tasks.encoding import Encoding, TaskTokens, encode_rows
+from refine_pl.data.tasks.generated import rows_hash
 from refine_pl.randomness import stream_seed
 from refine_pl.task_records import TaskBatch, TaskRow
 from refine_pl.tokenizers import Tokenizer
 
 _SLOW_CHARACTERS = 10**7  # to tokenize, so that people should know why they wait
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRows:
-    """Rows as text, and what people should know about them."""
-
-    rows: list[TaskRow]
-    notes: list[str]
 
 
 def read_sources(
@@ -37,8 +28,8 @@ def read_sources(
     cache_dir: Path | None,
     notify: Callable[[str], None],
     budget: int | None = None,
-) -> SourceRows:
-    """The rows of several sources, in the order of the sources.
+) -> tuple[list[TaskRow], list[str]]:
+    """The rows of several sources, in their order, and what people should know about them.
 
     Args:
         sources: by name.
@@ -50,31 +41,26 @@ def read_sources(
     Raises:
         DataError: a row cannot be used, or two rows have one id.
     """
-    rows: list[TaskRow] = []
     notes: list[str] = []
-    owner: dict[str, str] = {}
-    for name, source in sources.items():
-        source.cache_dir, source.notify = cache_dir, notify
-        for row in source.rows(tokenizer):
-            if row.id in owner:
-                raise DataError(
-                    f"two rows have the id {row.id!r}",
-                    where=f"source {owner[row.id]!r}, and source {name!r} ({source.label})",
-                    allowed="an id of its own for each row: it names the row's random numbers and "
-                    "its answer",
-                    way_out="another task, length, seed, file name or id_column for one of them",
-                )
-            owner[row.id] = name
-            rows.append(row if budget is None else row._replace(max_gen_tokens=budget))
-        notes += [f"{name}: {note}" for note in source.notes]
-    return SourceRows(rows, notes)
+
+    def read() -> Iterator[tuple[str, TaskRow]]:
+        for name, source in sources.items():
+            source.cache_dir, source.notify = cache_dir, notify
+            for row in source.rows(tokenizer):
+                own = row if budget is None else row._replace(max_gen_tokens=budget)
+                yield f"source {name!r} ({source.label})", own
+            notes.extend(f"{name}: {note}" for note in source.notes)
+
+    way_out = "another task, length, seed, file name or id_column for one of them"
+    return check_unique(read(), way_out), notes
 
 
-class TaskSet(Dataset[list[tuple[int, EncodedRow]]]):
-    """The encoded rows of one stage.
+class TaskSet(Dataset[list[tuple[int, TaskTokens]]]):
+    """The encoded rows of one data set.
 
     Args:
-        source: the rows as text.
+        rows: as text.
+        notes: what people should know about them.
         tokenizer: text to ids.
         encoding: how rows become ids.
         training: number rows within their batch; otherwise by their ids.
@@ -88,7 +74,8 @@ class TaskSet(Dataset[list[tuple[int, EncodedRow]]]):
 
     def __init__(
         self,
-        source: SourceRows,
+        rows: Sequence[TaskRow],
+        notes: Sequence[str],
         tokenizer: Tokenizer,
         encoding: Encoding,
         *,
@@ -96,24 +83,23 @@ class TaskSet(Dataset[list[tuple[int, EncodedRow]]]):
         with_answers: bool,
         notify: Callable[[str], None],
     ) -> None:
-        if sum(len(row.prompt) for row in source.rows) >= _SLOW_CHARACTERS:
-            notify(f"Tokenizing {len(source.rows):,} rows with {tokenizer.label}.")
+        if sum(len(row.prompt) for row in rows) >= _SLOW_CHARACTERS:
+            notify(f"Tokenizing {len(rows):,} rows with {tokenizer.label}.")
         self.training = training
-        self.notes = source.notes
-        self.without_answers = sum(not row.answers for row in source.rows)
+        self.notes = list(notes)
+        self.without_answers = sum(not row.answers for row in rows)
         answers = with_answers and not self.without_answers
-        self.rows = list(encode_rows(tokenizer, source.rows, encoding, with_answers=answers))
-        _check_ids(self.rows, tokenizer)
+        self.rows = list(encode_rows(tokenizer, rows, encoding, with_answers=answers))
         limits = (encoding.max_prompt_tokens, encoding.over_long)
-        if answers:
-            limits += (encoding.answer_separator, encoding.answer_eos)  # type: ignore[assignment]
-        made_from = (rows_hash(source.rows), tokenizer.fingerprint, limits)
-        self.content_hash = hashlib.blake2b(repr(made_from).encode(), digest_size=16).hexdigest()
+        answer_settings = (encoding.answer_separator, encoding.answer_eos) if answers else ()
+        self.content_hash = digest_of(
+            rows_hash(rows), tokenizer.fingerprint, limits, answer_settings
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: BatchKey) -> list[tuple[int, EncodedRow]]:
+    def __getitem__(self, key: BatchKey) -> list[tuple[int, TaskTokens]]:
         return [
             (number, self.rows[index]) if self.training else numbered(self.rows[index])
             for index, number in zip(key.indices, key.rows, strict=True)
@@ -122,32 +108,32 @@ class TaskSet(Dataset[list[tuple[int, EncodedRow]]]):
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt, after cutting."""
-        return max(len(row.prompt) for row in self.rows)
+        return max(len(tokens.prompt) for tokens in self.rows)
 
     def describe(self) -> dict[str, int]:
         """Counts, for logs and reports."""
         return {
             "rows": len(self.rows),
-            "prompt_tokens": sum(len(row.prompt) for row in self.rows),
+            "prompt_tokens": sum(len(tokens.prompt) for tokens in self.rows),
             "longest_prompt": self.longest_prompt,
-            "cut_rows": sum(row.cut_tokens > 0 for row in self.rows),
-            "cut_tokens": sum(row.cut_tokens for row in self.rows),
+            "cut_rows": sum(tokens.cut_tokens > 0 for tokens in self.rows),
+            "cut_tokens": sum(tokens.cut_tokens for tokens in self.rows),
             "rows_without_answers": self.without_answers,
         }
 
     def summary(self) -> list[str]:
         """One line for each task and length, and the sources' notes."""
-        groups: dict[tuple[str, int], list[EncodedRow]] = {}
-        for encoded in self.rows:
-            groups.setdefault((encoded.row.task, encoded.row.length or 0), []).append(encoded)
+        groups: dict[tuple[str, int], list[TaskTokens]] = {}
+        for tokens in self.rows:
+            groups.setdefault((tokens.row.task, tokens.row.length or 0), []).append(tokens)
         lines = []
-        for (task, length), rows in groups.items():
-            tokens = [len(row.prompt) for row in rows]
-            cut = [row.cut_tokens for row in rows if row.cut_tokens]
+        for (task, length), group in groups.items():
+            sizes = [len(tokens.prompt) for tokens in group]
+            cut = [tokens.cut_tokens for tokens in group if tokens.cut_tokens]
             lines.append(
-                f"{task}{f' at {length:,} tokens' if length else ''}: {len(rows):,} rows, prompts "
-                f"of {min(tokens):,} to {max(tokens):,} tokens, median "
-                f"{statistics.median_low(tokens):,}"
+                f"{task}{f' at {length:,} tokens' if length else ''}: {len(group):,} rows, prompts "
+                f"of {min(sizes):,} to {max(sizes):,} tokens, median "
+                f"{statistics.median_low(sizes):,}"
                 + (f"; {len(cut):,} cut in the middle, by up to {max(cut):,}" if cut else "")
             )
         if self.without_answers:
@@ -171,7 +157,7 @@ class WholeBatches:
 
     def __init__(
         self,
-        rows: Sequence[EncodedRow],
+        rows: Sequence[TaskTokens],
         batch_size: int,
         *,
         rank: int = 0,
@@ -180,7 +166,7 @@ class WholeBatches:
     ) -> None:
         left_out = frozenset(skip)
         batches = [
-            [row for row in rows[start : start + batch_size] if row.row.id not in left_out]
+            [tokens for tokens in rows[start : start + batch_size] if tokens.row.id not in left_out]
             for start in range(0, len(rows), batch_size)
         ]
         self._batches = [batch for batch in batches if batch][rank::num_ranks]
@@ -190,45 +176,33 @@ class WholeBatches:
 
     def __iter__(self) -> Iterator[TaskBatch]:
         for batch in self._batches:
-            yield collate_tasks([numbered(row) for row in batch])
+            yield collate_tasks([numbered(tokens) for tokens in batch])
 
 
-def numbered(row: EncodedRow) -> tuple[int, EncodedRow]:
+def numbered(tokens: TaskTokens) -> tuple[int, TaskTokens]:
     """A row with a number of its own, whatever batch it is in."""
-    return stream_seed(row.row.id), row
+    return stream_seed(tokens.row.id), tokens
 
 
-def collate_tasks(items: Sequence[tuple[int, EncodedRow]]) -> TaskBatch:
+def collate_tasks(items: Sequence[tuple[int, TaskTokens]]) -> TaskBatch:
     """Numbered rows as one batch, padded on the right; answers if every row has one.
 
     Args:
         items: numbers and rows, at least one.
     """
-    rows = [row for _, row in items]
-    prompts = collate([_to_row(number, row, row.prompt) for number, row in items])
+
+    def sequence(number: int, tokens: TaskTokens, ids: object) -> TokenSequence:
+        return TokenSequence(torch.as_tensor(ids, dtype=torch.int64), number, tokens.row.id)
+
+    rows = [tokens for _, tokens in items]
     answered = answer_start = None
-    if all(row.answered is not None for row in rows):
-        answered = collate([_to_row(number, row, row.answered) for number, row in items])
-        answer_start = torch.tensor([row.answer_start for row in rows], dtype=torch.int64)
+    if all(tokens.answered is not None for tokens in rows):
+        answered = collate([sequence(number, tokens, tokens.answered) for number, tokens in items])
+        answer_start = torch.tensor([tokens.answer_start for tokens in rows], dtype=torch.int64)
     return TaskBatch(
-        prompts=prompts,
-        task_rows=tuple(row.row for row in rows),
-        cut_tokens=tuple(row.cut_tokens for row in rows),
+        prompts=collate([sequence(number, tokens, tokens.prompt) for number, tokens in items]),
+        task_rows=tuple(tokens.row for tokens in rows),
+        cut_tokens=tuple(tokens.cut_tokens for tokens in rows),
         answered=answered,
         answer_start=answer_start,
     )
-
-
-def _to_row(number: int, row: EncodedRow, ids: object) -> Row:
-    return Row(torch.as_tensor(ids, dtype=torch.int64), number, row.row.id)
-
-
-def _check_ids(rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> None:
-    for row in rows:
-        ids = row.prompt if row.answered is None else row.answered
-        if not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
-            raise DataError(
-                f"the tokenizer made ids from {ids.min()} to {ids.max()}",
-                where=f"{tokenizer.label}, row {row.row.id}",
-                allowed=f"0 to {tokenizer.vocab_size - 1}, by its own vocab_size",
-            )

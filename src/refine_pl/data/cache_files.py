@@ -1,0 +1,90 @@
+"""Files that are made once and kept: where they are, how they are named, and how they are written.
+
+A name is a digest of everything that the content depends on, so a kept file is never out of date.
+A file is written under another name and renamed when it is complete, so it is never read half, and
+of several processes that make the same file each can be the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from refine_pl.errors import ConfigError
+
+_MEMO_MIN_BYTES = 4 * 2**20  # smaller files are hashed faster than it is worth remembering
+_SETTLED_S = 5.0
+
+
+def default_cache_dir() -> Path:
+    """``$REFINE_PL_CACHE``, or ``~/.cache/refine-pl``."""
+    return Path(os.environ.get("REFINE_PL_CACHE") or "~/.cache/refine-pl").expanduser()
+
+
+def digest_of(*values: object) -> str:
+    """A digest of plain values and of their order, 32 hexadecimal digits."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; what was written there becomes ``path`` if nothing went wrong.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {path.parent} cannot be written: {error.strerror}",
+            where="the cache of tokens and generated rows",
+            way_out="set data.cache_dir, or the environment variable REFINE_PL_CACHE",
+        ) from error
+    os.close(handle)
+    building = Path(name)
+    try:
+        yield building
+        building.chmod(0o644)  # mkstemp makes private files; a shared cache is read by others
+        building.replace(path)
+    finally:
+        building.unlink(missing_ok=True)
+
+
+def file_hash(path: Path, memo_dir: Path | None = None) -> str:
+    """The digest of a file's bytes, 32 hexadecimal digits.
+
+    Digests of large files are remembered under everything that the file system knows about a
+    version of a file: path, size, times of the last change of content and of metadata (which a
+    program cannot set), and inode. A file that changed moments ago is not remembered, because a
+    second change could fall on the same tick of the clock.
+
+    Args:
+        path: the file.
+        memo_dir: folder where digests of large files are remembered; ``None`` remembers nothing.
+    """
+    stat = path.stat()
+    memo = None
+    if memo_dir is not None and stat.st_size >= _MEMO_MIN_BYTES:
+        memo = memo_dir / _version_of(path)
+        if memo.is_file() and len(known := memo.read_text()) == 32:
+            return known
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    settled = time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_S
+    if memo is not None and settled and _version_of(path) == memo.name:
+        with whole_file(memo) as building:
+            building.write_text(digest)
+    return digest
+
+
+def _version_of(path: Path) -> str:
+    stat = path.stat()
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)
+    return digest_of(str(path.resolve()), stat.st_size, times, stat.st_ino, stat.st_dev)

@@ -1,0 +1,130 @@
+"""What the data modules share: loaders for this rank, and what ranks cannot share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from refine_pl.data.loader import BatchOrder, ResumableLoader
+from refine_pl.errors import ConfigError, DataError
+
+
+class ResumableData(LightningDataModule):
+    """Batches in a seeded order, the same on any number of ranks.
+
+    Args:
+        batch_size: sequences of a training batch, over all ranks together.
+        validation_batch_size: of a validation batch, over all ranks; ``batch_size`` if ``None``.
+        seed: of the order.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(
+        self, batch_size: int, validation_batch_size: int | None, seed: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.validation_batch_size = validation_batch_size or batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The rank of this process, and the number of processes with sequences of their own."""
+        # Ranks that share a sequence (tensor parallel) count as one: only the strategy knows.
+        if self.trainer is not None:
+            kwargs = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+            return kwargs["rank"], kwargs["num_replicas"]
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def training_loader(
+        self, rows: Any, fingerprint: str, settings: str, collate_fn: Callable[[Any], Any]
+    ) -> ResumableLoader:
+        """Shuffled batches; arguments are those of :class:`ResumableLoader`."""
+        order = self._order(rows, self.batch_size, training=True)
+        return ResumableLoader(rows, order, fingerprint, self.num_workers, collate_fn, settings)
+
+    def validation_loader(self, rows: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
+        """Every row, in order."""
+        return DataLoader(
+            rows,
+            sampler=self._order(rows, self.validation_batch_size, training=False),
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=collate_fn,
+            generator=torch.Generator(),
+        )
+
+    def check_training(self, num_rows: int, what: str, where: str, way_out: str) -> None:
+        """Refuse too few rows, and the trainer's option that would replace their order.
+
+        Args:
+            num_rows: of an epoch.
+            what: the kind of rows.
+            where: which rows.
+            way_out: what to change.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        if overfit_batches := getattr(self.trainer, "overfit_batches", 0):
+            raise ConfigError(
+                "overfit_batches cannot be used with this data: it would replace the order",
+                where=f"trainer.overfit_batches: {overfit_batches}",
+                way_out="use as few documents or rows as batch_size: every epoch is one batch",
+            )
+        if num_rows < self.batch_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size:,} is more than the {num_rows:,} {what}",
+                where=where,
+                allowed=f"at most {num_rows:,}",
+                way_out=way_out,
+            )
+
+    def check_ranks(
+        self, shared: Mapping[str, int], content_hash: str, what: str, label: str
+    ) -> None:
+        """Refuse numbers that the ranks cannot share evenly, and data that differ between them.
+
+        Args:
+            shared: settings of the data by name, each counted over all ranks.
+            content_hash: of the data of this rank.
+            what: the kind of data.
+            label: which data.
+
+        Raises:
+            ConfigError: naming the first number that is not a multiple of the number of ranks.
+            DataError: rank 0 has other data.
+        """
+        _, num_ranks = self.ranks
+        for name, value in shared.items():
+            if value % num_ranks:
+                raise ConfigError(
+                    f"{name} {value:,} cannot be divided by {num_ranks} ranks",
+                    where=f"data.{name}",
+                    allowed=f"a multiple of {num_ranks}: it counts over all ranks",
+                    way_out=f"{name}: {-(-value // num_ranks) * num_ranks}",
+                )
+        if self.trainer is None:
+            return
+        first = self.trainer.strategy.broadcast(content_hash)
+        if first != content_hash:
+            raise DataError(
+                f"rank {self.trainer.global_rank} reads another {what} than rank 0",
+                where=f"{label}: hash {content_hash[:12]}, not {first[:12]}",
+                way_out="give all machines the same files and tokenizer (and the same version of "
+                "Python, for its standard library)",
+            )
+
+    def _order(self, rows: Sized, batch_size: int, *, training: bool) -> BatchOrder:
+        rank, num_ranks = self.ranks
+        return BatchOrder(
+            len(rows), batch_size, self.seed, rank=rank, num_ranks=num_ranks, training=training
+        )

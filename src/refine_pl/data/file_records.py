@@ -1,0 +1,324 @@
+"""Records of files: lines of ``.jsonl`` and ``.txt``, rows of ``.parquet``, and those that are bad.
+
+Lines are parsed here and not by ``datasets.load_dataset("json")``, which makes other values of the
+same file: answers such as ``"1999-01-01"`` become points in time, ids of many digits become rounded
+numbers, ``"9"`` beside ``9`` becomes a number, a missing column becomes an empty one, blank lines
+are not counted, and one bad line makes the whole file unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from refine_pl.errors import DataError, nearest
+
+OnBadRow: TypeAlias = Literal["error", "skip"]
+"""What happens to a row that cannot be used: stop, or leave it out and count it."""
+
+_ROWS_AT_ONCE = 256  # rows of a parquet file that are in memory together
+T = TypeVar("T")
+
+
+class BadRow(DataError):
+    """A row that cannot be used; ``on_bad_row: skip`` leaves it out.
+
+    Args:
+        what: what is wrong with the row.
+        where: the file and the line or row number.
+        allowed: what the row should have held.
+        way_out: what to change; skipping is offered when this is not given.
+    """
+
+    def __init__(
+        self, what: str, where: str, allowed: str | None = None, way_out: str | None = None
+    ) -> None:
+        way_out = way_out or "correct the row, or leave such rows out with on_bad_row: skip"
+        super().__init__(what, where=where, allowed=allowed, way_out=way_out)
+
+
+class RowReader:
+    """Reads rows, and stops at those that cannot be used or counts them.
+
+    Attributes:
+        on_bad_row: ``error`` stops at the first row that cannot be used, ``skip`` counts it.
+        skipped_rows: rows that the latest complete reading left out.
+        first_skipped: what was wrong with the first of them, and where.
+    """
+
+    on_bad_row: OnBadRow = "error"
+    skipped_rows: int = 0
+    first_skipped: str | None = None
+
+    def bad_row(
+        self, what: str, *, where: str, allowed: str | None = None, way_out: str | None = None
+    ) -> None:
+        """Stop at a row that cannot be used or, with ``on_bad_row: skip``, count it.
+
+        Args:
+            what: what is wrong with the row.
+            where: the file and the line or row number.
+            allowed: what the row should have held.
+            way_out: what to change; skipping is offered when this is not given.
+
+        Raises:
+            BadRow: unless ``on_bad_row`` is ``skip``.
+        """
+        self.report(BadRow(what, where, allowed, way_out))
+
+    def report(self, error: BadRow) -> None:
+        """Raise ``error`` or, with ``on_bad_row: skip``, count its row."""
+        if self.on_bad_row == "error":
+            raise error
+        self.skipped_rows += 1
+        if self.first_skipped is None:
+            self.first_skipped = f"{error.where}: {error.what}"
+
+    def begin(self) -> None:
+        """Count from 0 again."""
+        self.skipped_rows, self.first_skipped = 0, None
+
+    def read_file(
+        self, name: str, columns: Collection[str], make: Callable[[FileRecord], T]
+    ) -> Iterator[T]:
+        """What ``make`` makes of every record of a file; rows that it refuses are reported.
+
+        Args:
+            name: a ``.jsonl``, ``.parquet`` or ``.txt`` file, of which each line is a text.
+            columns: those that are wanted; the first is what a line of ``.txt`` holds.
+            make: raises :class:`BadRow` for a row that cannot be used.
+
+        Raises:
+            DataError: the file is damaged, or a row is bad and ``on_bad_row`` is ``error``.
+        """
+        read = _parquet_rows if name.endswith(".parquet") else _lines
+        for number, content in read(name, columns):
+            try:
+                made = make(_record(name, number, content, next(iter(columns))))
+            except BadRow as error:
+                self.report(error)
+            else:
+                yield made
+
+    def nothing(self, owner: str, what: str) -> DataError:
+        """The error that there is not one ``what``."""
+        skipped = f": all {self.skipped_rows} rows were skipped" if self.skipped_rows else ""
+        return DataError(
+            f"{owner} holds no {what}{skipped}",
+            where=self.first_skipped,
+            allowed=f"at least one {what}",
+        )
+
+    def skip_notes(self) -> list[str]:
+        """How many rows were left out and what was wrong with the first; nothing if none were."""
+        if not self.skipped_rows:
+            return []
+        return [f"skipped rows: {self.skipped_rows:,}; the first was {self.first_skipped}"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One row of a file, as it stands there."""
+
+    file: str
+    where: str  # the file, and the line (from 1) or the row (from 0)
+    number: int
+    values: dict[str, Any]  # by column
+    columns: list[str]  # all that the row has, also those that were not asked for
+    of_all: bool = False  # whether every row of the file has these columns
+
+    def text(self, column: str, setting: str, *, blank: bool = False) -> str:
+        """The text of a column.
+
+        Args:
+            column: the column.
+            setting: the argument that names the column.
+            blank: whether it may be white space alone.
+
+        Raises:
+            BadRow: there is none.
+        """
+        text = check_text(self.value(column, setting), column, self.where)
+        if not blank and not text.strip():
+            raise BadRow(f"column {column!r} is empty", self.where, "text")
+        return text
+
+    def value(self, column: str, setting: str, way_out: str | None = None) -> Any:
+        """What a column holds.
+
+        Args:
+            column: the column.
+            setting: the argument that names the column.
+            way_out: for the message, instead of the column that is spelt most like it.
+
+        Raises:
+            BadRow: the row has no such column.
+            DataError: no row of the file has it, so that there is nothing to skip to.
+        """
+        if column in self.columns:
+            return self.values[column]
+        where = self.file if self.of_all else self.where
+        raise missing_column(column, self.columns, setting, where, way_out, of_all=self.of_all)
+
+    def answers(self, column: str | None, required: bool = True) -> tuple[str, ...]:
+        """The right answers, a list of texts or one text.
+
+        Args:
+            column: that holds them; ``answers`` or else ``answer`` if ``None``.
+            required: whether there must be one.
+
+        Raises:
+            BadRow: there is none, or it is blank or not a text.
+        """
+        candidates = [column] if column else ANSWER_COLUMNS
+        found = next((c for c in candidates if c in self.columns), None)
+        if found is None and column is None and not required:
+            return ()
+        found = found or candidates[0]
+        value = self.value(found, "answers_column")
+        answers: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+        if not answers and required:
+            raise BadRow(
+                f"the row has no answers: column {found!r} holds {value!r}",
+                self.where,
+                "a text, or a list of at least one",
+            )
+        for answer in answers:
+            if not check_text(answer, found, self.where).strip():  # every output contains it
+                raise BadRow(f"column {found!r} holds an empty answer", self.where, "text")
+        return tuple(answers)
+
+    def count(self, column: str) -> int | None:
+        """A number of tokens, or None where there is none.
+
+        Raises:
+            BadRow: it is something else.
+        """
+        value = self.values.get(column)
+        if value is None or (type(value) is int and value >= 1):
+            return value
+        raise BadRow(
+            f"column {column!r} holds {value!r:.40}", self.where, "a number of tokens, at least 1"
+        )
+
+
+ANSWER_COLUMNS = ["answers", "answer"]
+
+
+def check_text(value: object, column: str, where: str) -> str:
+    """``value`` if it is text.
+
+    Raises:
+        BadRow: it is something else, or no encoding of Unicode can hold it.
+    """
+    if not isinstance(value, str):
+        found = "null" if value is None else f"{type(value).__name__} ({value!r:.40})"
+        raise BadRow(f"column {column!r} holds {found}", where, "text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise BadRow(
+            f"column {column!r} holds half a surrogate pair at character {error.start}",
+            where,
+            "valid Unicode text",
+        ) from error
+    return value
+
+
+def missing_column(
+    column: str,
+    columns: list[str],
+    setting: str,
+    where: str,
+    way_out: str | None = None,
+    *,
+    of_all: bool,
+) -> DataError:
+    """The error that a row lacks a column; a :class:`BadRow` unless all rows do.
+
+    Args:
+        column: the one that is missing.
+        columns: those that exist.
+        setting: the argument that names the column.
+        where: the row, or what holds all rows.
+        way_out: instead of the column that is spelt most like it.
+        of_all: whether no row has the column, so that there is nothing to skip to.
+    """
+    guess = nearest(column, columns) or (columns[0] if len(columns) == 1 else None)
+    way_out = way_out or (f"{setting}: {guess}" if guess else f"set {setting} to one of them")
+    what = f"no column {column!r}"
+    allowed = f"one of the columns that exist: {', '.join(columns) or 'none'}"
+    kind = DataError if of_all else BadRow
+    return kind(what, where=where, allowed=allowed, way_out=way_out)
+
+
+def decoded(content: bytes, where: str) -> str:
+    """The text of UTF-8, without a byte order mark.
+
+    Raises:
+        BadRow: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8 at byte {error.start}", where, "UTF-8 text") from error
+
+
+def _record(name: str, number: int, content: Any, column: str) -> FileRecord:
+    """The record of a parquet row, or of the bytes of a line.
+
+    Raises:
+        BadRow: the line cannot be read.
+    """
+    if isinstance(content, tuple):
+        values, columns = content
+        return FileRecord(name, f"{name}, row {number}", number, values, columns, of_all=True)
+    where = f"{name}, line {number}"
+    text = decoded(content, where)
+    if Path(name).suffix == ".txt":
+        return FileRecord(name, where, number, {column: text.rstrip("\r\n")}, [column])
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        what = f"not valid JSON: {error.msg} at character {error.colno}"
+        raise BadRow(what, where, "one JSON object per line") from error
+    if not isinstance(row, dict):
+        example = f'one JSON object per line, such as {{"{column}": "..."}}'
+        raise BadRow(f"a JSON {type(row).__name__}, not an object", where, example)
+    return FileRecord(name, where, number, row, list(row))
+
+
+def _lines(name: str, columns: Collection[str]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1."""
+    with open(name, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.isspace():
+                yield number, line
+
+
+def _parquet_rows(
+    name: str, wanted: Collection[str]
+) -> Iterator[tuple[int, tuple[dict[str, Any], list[str]]]]:
+    """The rows of a file with their numbers from 0: wanted values, and all columns' names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(name) as file:
+            columns = file.schema_arrow.names
+            chosen = [column for column in columns if column in wanted]
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=chosen):
+                rows = batch.to_pylist() if chosen else [{}] * batch.num_rows
+                for values in rows:
+                    yield number, (values, columns)
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"not a readable parquet file: {str(error).splitlines()[0]}",
+            where=name,
+            way_out="write or download the file again",
+        ) from error

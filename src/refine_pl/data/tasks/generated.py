@@ -1,0 +1,99 @@
+"""Generated rows: made once, kept on disk, then read by every run.
+
+A file (see :mod:`refine_pl.data.cache_files`) is named by everything that its rows depend on. Its
+first line says what people should know about the rows and what their digest is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from refine_pl.data.cache_files import default_cache_dir, digest_of, whole_file
+from refine_pl.data.tasks.base import TaskSource
+from refine_pl.errors import ConfigError
+from refine_pl.task_records import TaskRow
+from refine_pl.tokenizers import Tokenizer
+
+
+class GeneratedRows(TaskSource):
+    """A source that makes its rows, for several lengths, and keeps them.
+
+    Attributes:
+        lengths: tokens of a row, prompt and answer together.
+        version: raised when the same settings give other rows.
+    """
+
+    lengths: list[int]
+    version = 1
+
+    @abstractmethod
+    def made_from(self, memo_dir: Path) -> dict[str, Any]:
+        """All that decides the rows but the tokenizer: settings, and digests of files or a corpus.
+
+        Args:
+            memo_dir: where digests of large files may be remembered.
+        """
+
+    @abstractmethod
+    def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
+        """The rows of every length, and what people should know about them."""
+
+    def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
+        """The rows of every length, from the cache if they were made before.
+
+        Raises:
+            DataError: a row cannot be used, or there is none for a length.
+            ConfigError: a length is too short for any row, or the cache cannot be written.
+        """
+        root = self.cache_dir or default_cache_dir()
+        settings = sorted(self.made_from(root / "hashes").items())
+        key = digest_of(self.version, type(self).__name__, settings, tokenizer.fingerprint)
+        path = root / "rows" / f"{key}.jsonl"
+        if path.is_file():
+            try:
+                rows, self.notes = _read(path)
+                return rows
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self.notify(f"The rows in {path} are damaged ({error}): they are made again.")
+        self.notify(f"Generating rows of {self.label} into {path}, once.")
+        rows, notes = self.make(tokenizer)
+        self.notes = notes
+        with whole_file(path) as building:
+            records = ({"hash": rows_hash(rows), "notes": notes}, *(row._asdict() for row in rows))
+            building.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return rows
+
+
+def check_lengths(owner: str, lengths: Sequence[int], least: int, why: str = "") -> None:
+    """Refuse lengths that are not different, or too short.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if not lengths or len(set(lengths)) < len(lengths) or min(lengths) < least:
+        raise ConfigError(
+            f"lengths is {list(lengths)}",
+            where=owner,
+            allowed=f"one or more different numbers of tokens, each at least {least}{why}",
+        )
+
+
+def rows_hash(rows: Iterable[TaskRow]) -> str:
+    """A digest of the content of rows, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[list[TaskRow], list[str]]:
+    header, *records = map(json.loads, path.read_text().splitlines())
+    rows = [TaskRow(**record | {"answers": tuple(record["answers"])}) for record in records]
+    if header["hash"] != rows_hash(rows):
+        raise ValueError("the rows are not those that were written")
+    return rows, header["notes"]
