@@ -13,10 +13,9 @@ import pytest
 from small_tokenizers import byte_level, sentence_piece
 
 from refine_pl.data import Bytes, Corpus, NeedleInAHaystack, StandardLibrary
-from refine_pl.data.tasks.draws import Draws
 from refine_pl.data.tasks.encoding import Encoding, encode_row
 from refine_pl.data.tasks.fitting import most_that_fits
-from refine_pl.data.tasks.haystacks import NOISE, CorpusText, split_sentences
+from refine_pl.data.tasks.haystacks import NOISE, corpus_sentences, split_sentences
 from refine_pl.data.tasks.words import ADJECTIVES, NOUNS
 from refine_pl.errors import ConfigError, DataError
 
@@ -238,7 +237,7 @@ def test_a_corpus_in_sentences():
             yield "a", " \n"
 
     with pytest.raises(DataError, match="no text for a haystack"):
-        CorpusText(Blank()).from_anywhere(Draws(0))
+        corpus_sentences(Blank())
 
 
 def test_no_pair_of_words_is_part_of_another():

@@ -9,7 +9,7 @@ are not counted, and one bad line makes the whole file unreadable.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -19,7 +19,11 @@ from refine_pl.errors import DataError, nearest
 OnBadRow: TypeAlias = Literal["error", "skip"]
 """What happens to a row that cannot be used: stop, or leave it out and count it."""
 
+ANSWER_COLUMNS = ["answers", "answer"]
+"""Of which a row has one, where no other is named."""
+
 _ROWS_AT_ONCE = 256  # rows of a parquet file that are in memory together
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 
@@ -67,10 +71,24 @@ class RowReader:
         Raises:
             BadRow: unless ``on_bad_row`` is ``skip``.
         """
-        self.report(BadRow(what, where, allowed, way_out))
+        self._report(BadRow(what, where, allowed, way_out))
 
-    def report(self, error: BadRow) -> None:
-        """Raise ``error`` or, with ``on_bad_row: skip``, count its row."""
+    def usable(self, items: Iterable[Item], make: Callable[[Item], T]) -> Iterator[T]:
+        """What ``make`` makes of every item; those that it refuses are errors, or counted.
+
+        Args:
+            items: rows in any form.
+            make: raises :class:`BadRow` for a row that cannot be used.
+        """
+        for item in items:
+            try:
+                made = make(item)
+            except BadRow as error:
+                self._report(error)
+            else:
+                yield made
+
+    def _report(self, error: BadRow) -> None:
         if self.on_bad_row == "error":
             raise error
         self.skipped_rows += 1
@@ -95,13 +113,8 @@ class RowReader:
             DataError: the file is damaged, or a row is bad and ``on_bad_row`` is ``error``.
         """
         read = _parquet_rows if name.endswith(".parquet") else _lines
-        for number, content in read(name, columns):
-            try:
-                made = make(_record(name, number, content, next(iter(columns))))
-            except BadRow as error:
-                self.report(error)
-            else:
-                yield made
+        first = next(iter(columns))
+        return self.usable(read(name, columns), lambda row: make(_record(name, *row, first)))
 
     def nothing(self, owner: str, what: str) -> DataError:
         """The error that there is not one ``what``."""
@@ -160,8 +173,16 @@ class FileRecord:
         """
         if column in self.columns:
             return self.values[column]
-        where = self.file if self.of_all else self.where
-        raise missing_column(column, self.columns, setting, where, way_out, of_all=self.of_all)
+        guess = nearest(column, self.columns) or (
+            self.columns[0] if len(self.columns) == 1 else None
+        )
+        guessed = f"{setting}: {guess}" if guess else f"set {setting} to one of them"
+        raise (DataError if self.of_all else BadRow)(
+            f"no column {column!r}",
+            where=self.file if self.of_all else self.where,
+            allowed=f"one of the columns that exist: {', '.join(self.columns) or 'none'}",
+            way_out=way_out or guessed,
+        )
 
     def answers(self, column: str | None, required: bool = True) -> tuple[str, ...]:
         """The right answers, a list of texts or one text.
@@ -205,9 +226,6 @@ class FileRecord:
         )
 
 
-ANSWER_COLUMNS = ["answers", "answer"]
-
-
 def check_text(value: object, column: str, where: str) -> str:
     """``value`` if it is text.
 
@@ -226,33 +244,6 @@ def check_text(value: object, column: str, where: str) -> str:
             "valid Unicode text",
         ) from error
     return value
-
-
-def missing_column(
-    column: str,
-    columns: list[str],
-    setting: str,
-    where: str,
-    way_out: str | None = None,
-    *,
-    of_all: bool,
-) -> DataError:
-    """The error that a row lacks a column; a :class:`BadRow` unless all rows do.
-
-    Args:
-        column: the one that is missing.
-        columns: those that exist.
-        setting: the argument that names the column.
-        where: the row, or what holds all rows.
-        way_out: instead of the column that is spelt most like it.
-        of_all: whether no row has the column, so that there is nothing to skip to.
-    """
-    guess = nearest(column, columns) or (columns[0] if len(columns) == 1 else None)
-    way_out = way_out or (f"{setting}: {guess}" if guess else f"set {setting} to one of them")
-    what = f"no column {column!r}"
-    allowed = f"one of the columns that exist: {', '.join(columns) or 'none'}"
-    kind = DataError if of_all else BadRow
-    return kind(what, where=where, allowed=allowed, way_out=way_out)
 
 
 def decoded(content: bytes, where: str) -> str:

@@ -17,12 +17,6 @@ from refine_pl.data.collate import collate
 from refine_pl.errors import CheckpointError
 from refine_pl.randomness import stream_seed
 
-TEXT_SETTINGS = (
-    "corpus, tokenizer, sequence_length, min_tokens, crop, num_validation_documents, seed and "
-    "batch_size"
-)
-"""What decides which tokens a place in an epoch of documents stands for."""
-
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
@@ -125,7 +119,7 @@ class ResumableLoader(DataLoader[Any]):
         fingerprint: str,
         num_workers: int = 0,
         collate_fn: Callable[[Any], Any] = collate,
-        settings: str = TEXT_SETTINGS,
+        settings: str = "data and settings",
     ) -> None:
         super().__init__(
             dataset,

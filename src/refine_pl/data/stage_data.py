@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -178,19 +178,21 @@ class PlannedLoader:
 
     def __init__(self, loaders: Mapping[str, Any], plan: Plan) -> None:
         self.loaders = dict(loaders)
-        self.plan = tuple(plan)
+        self._sources = [name for name, batches in plan for _ in range(batches)]
         self._given = 0
 
     def __len__(self) -> int:
-        return sum(batches for _, batches in self.plan)
+        return len(self._sources)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: where to begin is settled when the first batch is asked for, as in
         # ResumableLoader. After the end of the plan there is nothing.
-        for name, start, batches in self._rest(self._given):
-            for batch in islice(self._endless(name, start), batches):
-                self._given += 1
-                yield batch
+        given, planned = self._sources[: self._given], self._sources[self._given :]
+        batches = {name: self._endless(name, given.count(name)) for name in self.loaders}
+        for name in planned:
+            batch = next(batches[name])
+            self._given += 1
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """``batches`` given (over all ranks), and from which sources, with their fingerprints."""
@@ -208,11 +210,8 @@ class PlannedLoader:
         """
         given = int(state["batches"])
         before = [(str(name), int(batches)) for name, batches in state["given"]]
-        changed = [
-            name
-            for name, _ in before
-            if name in self.loaders and self._fingerprint(name) != state["sources"].get(name)
-        ]
+        used = [name for name, _ in before if name in self.loaders]
+        changed = [name for name in used if self._fingerprint(name) != state["sources"].get(name)]
         if changed or before != self._given_from(given):
             raise CheckpointError(
                 f"the data of source {changed[0]!r} differ from those of the checkpoint"
@@ -225,27 +224,9 @@ class PlannedLoader:
             )
         self._given = given
 
-    def _rest(self, given: int) -> Iterator[tuple[str, int, int]]:
-        """``(source, place in the source, batches)`` for what the plan has after ``given``."""
-        used = dict.fromkeys(self.loaders, 0)
-        for name, batches in self.plan:
-            done = min(given, batches)
-            given -= done
-            if done < batches:
-                yield name, used[name] + done, batches - done
-            used[name] += batches
-
     def _given_from(self, given: int) -> list[tuple[str, int]]:
         """What the first ``given`` batches are read from; neighbours from one source are joined."""
-        parts: list[tuple[str, int]] = []
-        for name, batches in self.plan:
-            done = min(given, batches)
-            given -= done
-            if done and parts and parts[-1][0] == name:
-                done += parts.pop()[1]
-            if done:
-                parts.append((name, done))
-        return parts
+        return [(name, len(list(same))) for name, same in groupby(self._sources[:given])]
 
     def _endless(self, name: str, start: int) -> Iterator[Any]:
         """The batches of a source from one on, epoch after epoch."""

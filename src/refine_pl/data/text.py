@@ -14,10 +14,16 @@ from refine_pl.data.collate import collate
 from refine_pl.data.corpora.base import Corpus
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.documents import DocumentSet, Split, split_documents
-from refine_pl.data.loader import TEXT_SETTINGS, ResumableLoader
+from refine_pl.data.loader import ResumableLoader
 from refine_pl.data.token_cache import TokenCache, tokenized
 from refine_pl.records import Batch
 from refine_pl.tokenizers import Tokenizer
+
+# What decides which tokens a place in an epoch stands for.
+_SETTINGS = (
+    "corpus, tokenizer, sequence_length, min_tokens, crop, num_validation_documents, seed and "
+    "batch_size"
+)
 
 
 class TextData(ResumableData):
@@ -122,7 +128,7 @@ class TextData(ResumableData):
             self.seed,
             self.batch_size,
         )
-        return self.training_loader(rows, fingerprint, TEXT_SETTINGS, collate)
+        return self.training_loader(rows, fingerprint, _SETTINGS, collate)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """The first T tokens of every validation document, in a fixed order."""

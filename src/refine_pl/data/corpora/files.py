@@ -8,7 +8,7 @@ from typing import Literal
 
 from refine_pl.data.cache_files import digest_of, file_hash
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.file_records import BadRow, FileRecord, decoded
+from refine_pl.data.file_records import FileRecord, decoded
 from refine_pl.data.paths import find_files, shown_paths
 
 
@@ -57,14 +57,15 @@ class Files(Corpus):
     def read(self) -> Iterator[tuple[str, str]]:
         """Yield documents named by path, and by line (from 1) or row (from 0) where there are."""
         for name in self.files():
-            if not name.endswith(".txt"):
+            if name.endswith(".txt"):
+                yield from self.usable([name], _whole)
+            else:
                 yield from self.read_file(name, [self.text_column], self._document)
-                continue
-            try:
-                yield name, decoded(Path(name).read_bytes(), name)
-            except BadRow as error:
-                self.report(error)
 
     def _document(self, record: FileRecord) -> tuple[str, str]:
         text = record.text(self.text_column, "text_column", blank=True)
         return f"{record.file}:{record.number}", text
+
+
+def _whole(name: str) -> tuple[str, str]:
+    return name, decoded(Path(name).read_bytes(), name)

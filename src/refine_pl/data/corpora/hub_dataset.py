@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.file_records import BadRow, check_text, missing_column
+from refine_pl.data.file_records import FileRecord
 from refine_pl.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_ROWS_AT_ONCE = 256
 
 
 class HubDataset(Corpus):
@@ -55,20 +53,18 @@ class HubDataset(Corpus):
 
     def read(self) -> Iterator[tuple[str, str]]:
         """Yield documents named ``dataset/split:row``, rows counted from 0."""
+        return self.usable(self._records(), self._document)
+
+    def _records(self) -> Iterator[FileRecord]:
         dataset = self._load()
-        column, columns = self.text_column, dataset.column_names
-        if column not in columns:
-            raise missing_column(column, columns, "text_column", self.label, of_all=True)
-        row = 0
-        for rows in dataset.select_columns([column]).iter(batch_size=_ROWS_AT_ONCE):
-            for value in rows[column]:
-                try:
-                    text = check_text(value, column, f"{self.label}, row {row}")
-                except BadRow as error:
-                    self.report(error)
-                else:
-                    yield f"{self.name}/{self.split}:{row}", text
-                row += 1
+        columns, label = dataset.column_names, self.label
+        wanted = [self.text_column] if self.text_column in columns else columns
+        for row, values in enumerate(dataset.select_columns(wanted)):
+            yield FileRecord(label, f"{label}, row {row}", row, values, columns, of_all=True)
+
+    def _document(self, record: FileRecord) -> tuple[str, str]:
+        text = record.text(self.text_column, "text_column", blank=True)
+        return f"{self.name}/{self.split}:{record.number}", text
 
     def _load(self) -> Dataset:
         import datasets

@@ -23,11 +23,12 @@ class Draws:
 
     Args:
         names: what the stream is named by.
+        never: what :meth:`texts` leaves out.
     """
 
-    def __init__(self, *names: int | str) -> None:
+    def __init__(self, *names: int | str, never: Iterable[str] = ()) -> None:
         self._random = random.Random(stream_seed(*names))
-        self._given: set[str] = set()
+        self._given = set(never)
 
     def real(self) -> float:
         """Uniform in [0, 1)."""
@@ -51,10 +52,6 @@ class Draws:
         for _ in range(4):
             number = number << 32 | self.below(2**32)
         return str(uuid.UUID(int=number, version=4))
-
-    def never(self, texts: Iterable[str]) -> None:
-        """Leave ``texts`` out of all further :meth:`texts`."""
-        self._given.update(texts)
 
     def texts(self, kind: Kind) -> Iterator[str]:
         """Keys or values without end; none of this stream comes twice."""

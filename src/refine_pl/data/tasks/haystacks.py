@@ -5,11 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 
 from refine_pl.data.corpora.base import Corpus
-from refine_pl.data.tasks.draws import Draws, Kind
-from refine_pl.data.tasks.layouts import Layout
 from refine_pl.errors import DataError
 
 NOISE = (
@@ -44,63 +41,26 @@ class Sentences:
         return self._taken[:number]
 
 
-def noise() -> Sentences:
-    """A few sentences that say nothing, over and over."""
-    return Sentences(itertools.cycle(NOISE))
+def corpus_sentences(corpus: Corpus) -> list[str]:
+    """The sentences of a corpus, in its order; its first 16 million characters are read.
 
-
-def distractors(layout: Layout, draws: Draws, key_type: Kind, value_type: Kind) -> Sentences:
-    """Needles that nobody asks for.
-
-    Args:
-        layout: words them.
-        draws: chooses keys and values that it has not given before.
-        key_type: of the keys.
-        value_type: of the values.
+    Raises:
+        DataError: there is none.
     """
-    return Sentences(
-        layout.needle(key, value) + " "
-        for key, value in zip(draws.texts(key_type), draws.texts(value_type), strict=False)
-    )
-
-
-class CorpusText:
-    """The sentences of a corpus; its first 16 million characters are read, once.
-
-    Args:
-        corpus: the documents.
-    """
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-
-    @cached_property
-    def sentences(self) -> list[str]:
-        """All of them, in the order of the corpus.
-
-        Raises:
-            DataError: there is none.
-        """
-        found: list[str] = []
-        characters = 0
-        for _, text in self.corpus.documents():
-            found += split_sentences(text)
-            characters += len(text)
-            if characters >= _MOST_CHARACTERS:
-                break
-        if not found:
-            raise DataError(
-                "the corpus has no text for a haystack",
-                where=self.corpus.label,
-                allowed="documents that are not blank",
-            )
-        return found
-
-    def from_anywhere(self, draws: Draws) -> Sentences:
-        """The sentences from a random one on; after the last one comes the first."""
-        start = draws.below(len(self.sentences))
-        ahead = itertools.islice(self.sentences, start, None)
-        return Sentences(itertools.chain(ahead, itertools.cycle(self.sentences)))
+    found: list[str] = []
+    characters = 0
+    for _, text in corpus.documents():
+        found += split_sentences(text)
+        characters += len(text)
+        if characters >= _MOST_CHARACTERS:
+            break
+    if not found:
+        raise DataError(
+            "the corpus has no text for a haystack",
+            where=corpus.label,
+            allowed="documents that are not blank",
+        )
+    return found
 
 
 def split_sentences(text: str) -> Iterator[str]:

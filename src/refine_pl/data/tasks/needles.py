@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from jsonargparse.typing import PositiveInt
 
@@ -18,7 +19,7 @@ from refine_pl.data.tasks.draws import Draws, Kind
 from refine_pl.data.tasks.encoding import common_prefix
 from refine_pl.data.tasks.fitting import most_that_fits
 from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
-from refine_pl.data.tasks.haystacks import CorpusText, Sentences, distractors, noise
+from refine_pl.data.tasks.haystacks import NOISE, Sentences, corpus_sentences
 from refine_pl.data.tasks.layouts import Layout
 from refine_pl.errors import ConfigError, check_choice
 from refine_pl.task_records import TaskRow
@@ -36,13 +37,15 @@ _NUMBER_SETTING = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Needles:
-    """What is hidden in one row; one entry per needle."""
+class Needle(NamedTuple):
+    """What is hidden once. The first needle of a row is asked for."""
 
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-    depths: tuple[float, ...]  # in [0, 1): the share of the haystack in front of it
+    depth: float  # in [0, 1): the share of the haystack in front of it
+    key: str
+    value: str
+
+
+Needles: TypeAlias = tuple[Needle, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ class NeedleInAHaystack(GeneratedRows):
         Raises:
             ConfigError: a length is too short even for the shortest wording and the fewest needles.
         """
-        corpus = None if isinstance(self.haystack, str) else CorpusText(self.haystack)
+        corpus = [] if isinstance(self.haystack, str) else corpus_sentences(self.haystack)
         rows: list[TaskRow] = []
         notes: list[str] = []
         drawn = [self._draw(number) for number in range(self.num_rows)]
@@ -160,41 +163,38 @@ class NeedleInAHaystack(GeneratedRows):
             bare = guess = 0
             for number, needles in enumerate(drawn):
                 sentences = self._sentences(corpus, wording.layout, needles, number)
-                row, guess = self._row(
-                    tokenizer, wording, needles, sentences, length, number, guess
-                )
-                rows.append(row)
+                hidden = needles[: wording.number]
+                prompt, guess = self._fill(tokenizer, wording, hidden, sentences, length, guess)
+                row_id = f"{self.task}/{length}/{self._variant}-{self.seed}/{number}"
+                answers, budget = self._answers(hidden), wording.max_gen_tokens
+                rows.append(TaskRow(row_id, self.task, prompt, answers, budget, length))
                 bare += guess == 0
             if bare:
                 notes.append(f"{at}: {bare:,} of {self.num_rows:,} rows have no haystack")
         return rows, notes
 
     def _draw(self, number: int) -> Needles:
-        draws = self._draws(number, "needles")
+        draws = Draws(self.seed, self.task, self._variant, number, "needles")
         values, keys = draws.texts(self.value_type), draws.texts(self.key_type)
-        key_of_all = next(keys)
-        others = [
-            key_of_all if self.kind == "multi_value" else next(keys) for _ in range(1, self.number)
-        ]
-        return Needles(
-            keys=(key_of_all, *others),
-            values=tuple(next(values) for _ in range(self.number)),
-            depths=tuple(draws.real() for _ in range(self.number)),
-        )
-
-    def _draws(self, number: int, purpose: str) -> Draws:
-        return Draws(self.seed, self.task, self._variant, number, purpose)
+        own_keys = [next(keys) for _ in range(1 if self.kind == "multi_value" else self.number)]
+        own_values = [next(values) for _ in range(self.number)]
+        depths = [draws.real() for _ in range(self.number)]
+        return tuple(map(Needle, depths, cycle(own_keys), own_values))
 
     def _sentences(
-        self, corpus: CorpusText | None, layout: Layout, needles: Needles, number: int
+        self, corpus: Sequence[str], layout: Layout, needles: Needles, number: int
     ) -> Sentences:
-        draws = self._draws(number, "haystack")
-        if corpus is not None:
-            return corpus.from_anywhere(draws)
+        """The haystack of a row; of a corpus, from a random place on."""
+        taken = [text for needle in needles for text in (needle.key, needle.value)]
+        names = (self.seed, self.task, self._variant, number, "haystack")
+        draws = Draws(*names, never=taken)
+        if corpus:
+            start = draws.below(len(corpus))
+            return Sentences(chain(islice(corpus, start, None), cycle(corpus)))
         if self.haystack == "noise":
-            return noise()
-        draws.never({*needles.keys, *needles.values})
-        return distractors(layout, draws, self.key_type, self.value_type)
+            return Sentences(cycle(NOISE))
+        pairs = zip(draws.texts(self.key_type), draws.texts(self.value_type), strict=False)
+        return Sentences(layout.needle(key, value) + " " for key, value in pairs)
 
     def _choose_wording(
         self, tokenizer: Tokenizer, drawn: Sequence[Needles], length: int
@@ -221,11 +221,10 @@ class NeedleInAHaystack(GeneratedRows):
     def _wording(
         self, tokenizer: Tokenizer, drawn: Sequence[Needles], layout: Layout, number: int
     ) -> Wording:
-        prompts = [self._prompt(layout, needles, number, []) for needles in drawn]
-        wholes = [
-            f"{prompt} {', '.join(self._answers(needles, number))}"
-            for prompt, needles in zip(prompts, drawn, strict=True)
-        ]
+        some = [needles[:number] for needles in drawn]
+        prompts = [self._prompt(layout, needles, []) for needles in some]
+        answers = [", ".join(self._answers(needles)) for needles in some]
+        wholes = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
         encoded = tokenizer.encode_batch(prompts)
         pairs = list(zip(encoded, tokenizer.encode_batch(wholes), strict=True))
         # One more for the end of text.
@@ -240,64 +239,43 @@ class NeedleInAHaystack(GeneratedRows):
         budget = self.max_gen_tokens or needed
         return Wording(layout, number, budget, max(len(ids) for ids in encoded) + budget)
 
-    def _row(
+    def _fill(
         self,
         tokenizer: Tokenizer,
         wording: Wording,
         needles: Needles,
         sentences: Sentences,
         length: int,
-        number: int,
         guess: int,
-    ) -> tuple[TaskRow, int]:
-        """The row with as many sentences as fit, and how many they are."""
+    ) -> tuple[str, int]:
+        """The prompt with as many sentences as fit, and how many they are."""
 
         def prompt(fill: int) -> str:
-            return self._prompt(wording.layout, needles, wording.number, sentences.first(fill))
+            return self._prompt(wording.layout, needles, sentences.first(fill))
 
         limit = length - wording.max_gen_tokens
         fill = most_that_fits(lambda n: len(tokenizer.encode(prompt(n))), limit, length, guess)
-        row = TaskRow(
-            id=f"{self.task}/{length}/{self._variant}-{self.seed}/{number}",
-            task=self.task,
-            prompt=prompt(fill),
-            answers=self._answers(needles, wording.number),
-            max_gen_tokens=wording.max_gen_tokens,
-            length=length,
-        )
-        return row, fill
+        return prompt(fill), fill
 
-    def _prompt(
-        self, layout: Layout, needles: Needles, number: int, sentences: Sequence[str]
-    ) -> str:
-        hidden = [
-            (depth, layout.needle(key, value))
-            for depth, key, value in zip(
-                needles.depths[:number], needles.keys, needles.values, strict=False
-            )
-        ]
-        asked = needles.keys[:number] if self.kind == "multi_query" else needles.keys[:1]
-        return layout.prompt(_mixed(sentences, sorted(hidden)), asked)
+    def _prompt(self, layout: Layout, needles: Needles, sentences: Sequence[str]) -> str:
+        """The sentences with the needles between them, at their depths, and the question."""
+        text: list[str] = []
+        done = 0
+        for needle in sorted(needles):
+            stop = int(needle.depth * (len(sentences) + 1))
+            text += sentences[done:stop]
+            done = stop
+            space = "\n" if text and text[-1].endswith("\n") else " "
+            text.append(layout.needle(needle.key, needle.value) + space)
+        whole = "".join([*text, *sentences[done:]]).rstrip()
+        asked = needles if self.kind == "multi_query" else needles[:1]
+        return layout.prompt(whole, [needle.key for needle in asked])
 
-    def _answers(self, needles: Needles, number: int) -> tuple[str, ...]:
-        if self.kind == "multi_query":
-            return needles.values[:number]
+    def _answers(self, needles: Needles) -> tuple[str, ...]:
         if self.kind == "multi_value":  # as they come in the text
-            hidden = sorted(zip(needles.depths[:number], needles.values, strict=False))
-            return tuple(value for _, value in hidden)
-        return needles.values[:1]
-
-
-def _mixed(sentences: Sequence[str], hidden: Sequence[tuple[float, str]]) -> str:
-    """The sentences with the needles between them, at their depths."""
-    text: list[str] = []
-    done = 0
-    for depth, needle in hidden:
-        stop = int(depth * (len(sentences) + 1))
-        text += sentences[done:stop]
-        done = stop
-        text.append(needle + ("\n" if text and text[-1].endswith("\n") else " "))
-    return "".join([*text, *sentences[done:]]).rstrip()
+            return tuple(needle.value for needle in sorted(needles))
+        asked = needles if self.kind == "multi_query" else needles[:1]
+        return tuple(needle.value for needle in asked)
 
 
 def _number_of_needles(kind: str, given: dict[str, int | None]) -> int:
