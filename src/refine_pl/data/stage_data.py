@@ -111,8 +111,8 @@ class StageData(LightningDataModule):
         if self._plan is None:
             raise ConfigError(
                 "StageData does not know which stage reads which source",
-                where="trainer.callbacks",
-                way_out="add refine_pl.callbacks.PhaseSchedule, and a source to each of its stages",
+                where="schedule.stages",
+                way_out="a schedule of stages, each with iterations and a source",
             )
         used = dict.fromkeys(name for name, _ in self._plan)
         loaders = {
