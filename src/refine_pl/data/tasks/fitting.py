@@ -7,6 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from refine_pl.tokenizers import Tokenizer
+
+
+def fill(
+    tokenizer: Tokenizer, text: Callable[[int], str], limit: int, upper: int, guess: int
+) -> tuple[str, int]:
+    """The text with as many pieces as fit, and their number.
+
+    Args:
+        tokenizer: counts.
+        text: with a number of pieces.
+        limit: the most tokens; the text without pieces has no more.
+        upper: the most pieces.
+        guess: of their number, where the search begins.
+    """
+    number = most_that_fits(lambda n: len(tokenizer.encode(text(n))), limit, upper, guess)
+    return text(number), number
+
 
 def most_that_fits(measure: Callable[[int], int], limit: int, upper: int, guess: int = 1) -> int:
     """The number ``n`` of pieces that fits while ``n + 1`` does not, or ``upper`` if that fits.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -17,7 +18,7 @@ from jsonargparse.typing import PositiveInt
 from refine_pl.data.corpora.base import Corpus
 from refine_pl.data.tasks.draws import Draws, Kind
 from refine_pl.data.tasks.encoding import common_prefix
-from refine_pl.data.tasks.fitting import most_that_fits
+from refine_pl.data.tasks.fitting import fill
 from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
 from refine_pl.data.tasks.haystacks import NOISE, Sentences, corpus_sentences
 from refine_pl.data.tasks.layouts import Layout
@@ -164,10 +165,13 @@ class NeedleInAHaystack(GeneratedRows):
             for number, needles in enumerate(drawn):
                 sentences = self._sentences(corpus, wording.layout, needles, number)
                 hidden = needles[: wording.number]
-                prompt, guess = self._fill(tokenizer, wording, hidden, sentences, length, guess)
+                prompt = partial(self._prompt, wording.layout, hidden, sentences)
+                text, guess = fill(
+                    tokenizer, prompt, length - wording.max_gen_tokens, length, guess
+                )
                 row_id = f"{self.task}/{length}/{self._variant}-{self.seed}/{number}"
                 answers, budget = self._answers(hidden), wording.max_gen_tokens
-                rows.append(TaskRow(row_id, self.task, prompt, answers, budget, length))
+                rows.append(TaskRow(row_id, self.task, text, answers, budget, length))
                 bare += guess == 0
             if bare:
                 notes.append(f"{at}: {bare:,} of {self.num_rows:,} rows have no haystack")
@@ -222,7 +226,7 @@ class NeedleInAHaystack(GeneratedRows):
         self, tokenizer: Tokenizer, drawn: Sequence[Needles], layout: Layout, number: int
     ) -> Wording:
         some = [needles[:number] for needles in drawn]
-        prompts = [self._prompt(layout, needles, []) for needles in some]
+        prompts = [self._prompt(layout, needles, Sentences(()), 0) for needles in some]
         answers = [", ".join(self._answers(needles)) for needles in some]
         wholes = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
         encoded = tokenizer.encode_batch(prompts)
@@ -239,26 +243,9 @@ class NeedleInAHaystack(GeneratedRows):
         budget = self.max_gen_tokens or needed
         return Wording(layout, number, budget, max(len(ids) for ids in encoded) + budget)
 
-    def _fill(
-        self,
-        tokenizer: Tokenizer,
-        wording: Wording,
-        needles: Needles,
-        sentences: Sentences,
-        length: int,
-        guess: int,
-    ) -> tuple[str, int]:
-        """The prompt with as many sentences as fit, and how many they are."""
-
-        def prompt(fill: int) -> str:
-            return self._prompt(wording.layout, needles, sentences.first(fill))
-
-        limit = length - wording.max_gen_tokens
-        fill = most_that_fits(lambda n: len(tokenizer.encode(prompt(n))), limit, length, guess)
-        return prompt(fill), fill
-
-    def _prompt(self, layout: Layout, needles: Needles, sentences: Sequence[str]) -> str:
-        """The sentences with the needles between them, at their depths, and the question."""
+    def _prompt(self, layout: Layout, needles: Needles, haystack: Sentences, number: int) -> str:
+        """The first sentences with the needles between them, at their depths, and the question."""
+        sentences = haystack.first(number)
         text: list[str] = []
         done = 0
         for needle in sorted(needles):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from refine_pl.data.file_records import (
 )
 from refine_pl.data.paths import find_files, short_names, shown_paths
 from refine_pl.data.tasks.draws import Draws
-from refine_pl.data.tasks.fitting import most_that_fits
+from refine_pl.data.tasks.fitting import fill
 from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
@@ -165,32 +166,19 @@ class MultiDocumentQA(RowReader, GeneratedRows):
                 break
             draws = Draws(self.seed, self.task, length, question.name)
             mixture = Mixture(question, pool, draws)
-
-            def prompt(others: int, q: str = question.question, m: Mixture = mixture) -> str:
-                return self._prompt(q, m.with_others(others))
-
+            prompt = partial(self._prompt, question, mixture)
             bare = len(tokenizer.encode(prompt(0)))
             if bare > limit:
                 self._long_row(question, bare, length)
                 long_rows += 1
                 continue
-            guess = most_that_fits(
-                lambda n, text=prompt: len(tokenizer.encode(text(n))),  # type: ignore[misc]
-                limit,
-                mixture.num_others,
-                guess,
-            )
+            text, guess = fill(tokenizer, prompt, limit, mixture.num_others, guess)
             exhausted += guess == mixture.num_others
-            rows.append(
-                TaskRow(
-                    id=f"{self.task}/{length}/{question.name}-{self.seed}",
-                    task=self.task,
-                    prompt=prompt(guess),
-                    answers=question.answers,
-                    max_gen_tokens=self.max_gen_tokens,
-                    length=length,
-                )
+            row_id, budget = (
+                f"{self.task}/{length}/{question.name}-{self.seed}",
+                self.max_gen_tokens,
             )
+            rows.append(TaskRow(row_id, self.task, text, question.answers, budget, length))
         if not rows:
             raise DataError(
                 f"no question fits {length:,} tokens with its own paragraphs",
@@ -208,10 +196,11 @@ class MultiDocumentQA(RowReader, GeneratedRows):
                 way_out="longer lengths, or leave such rows out with on_long_row: skip",
             )
 
-    def _prompt(self, question: str, documents: Sequence[str]) -> str:
-        numbered = (f"Document {i}:\n{text}" for i, text in enumerate(documents, start=1))
+    def _prompt(self, question: Question, mixture: Mixture, others: int) -> str:
+        documents = enumerate(mixture.with_others(others), start=1)
+        numbered = (f"Document {i}:\n{text}" for i, text in documents)
         before, _, after = self.template.partition("{documents}")
-        parts = [part.replace("{question}", question) for part in (before, after)]
+        parts = [part.replace("{question}", question.question) for part in (before, after)]
         return "\n\n".join(numbered).join(parts)
 
     def _files(self) -> dict[str, str]:
@@ -225,16 +214,12 @@ class MultiDocumentQA(RowReader, GeneratedRows):
         columns += [self.answers_column] if self.answers_column else ANSWER_COLUMNS
         questions: list[Question] = []
         for name, file in self._files().items():
-
-            def make(record: FileRecord, name: str = name) -> Question:
-                return self._question(record, name)
-
-            questions += self.read_file(file, columns, make)
+            questions += self.read_file(file, columns, partial(self._question, name))
         if not questions:
             raise self.nothing(self.label, "question")
         return questions
 
-    def _question(self, record: FileRecord, name: str) -> Question:
+    def _question(self, name: str, record: FileRecord) -> Question:
         return Question(
             f"{name}/{record.number}",
             record.text(self.question_column, "question_column"),

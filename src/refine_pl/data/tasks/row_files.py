@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 from jsonargparse.typing import PositiveInt
@@ -111,28 +112,18 @@ class RowFiles(RowReader, TaskSource):
         columns += [self.id_column] if self.id_column else []
         files = self.files()
         for name, short in zip(files, short_names(files), strict=True):
+            yield from self.read_file(name, columns, partial(self._row, short))
 
-            def make(record: FileRecord, short: str = short) -> tuple[str, TaskRow]:
-                return record.where, self._row(record, short)
-
-            yield from self.read_file(name, columns, make)
-
-    def _row(self, record: FileRecord, short: str) -> TaskRow:
-        """The row of a record in the file that is called ``short``."""
+    def _row(self, short: str, record: FileRecord) -> tuple[str, TaskRow]:
+        """Where a record of the file that is called ``short`` stands, and its row."""
         prompt = record.text(self.prompt_column, "prompt_column")
         answers = record.answers(self.answers_column, self.require_answers)
         task = self._task(record)
         budget = record.count(self.budget_column)
         length = self.length or record.count(_LENGTH_COLUMN)
         parts = [task, *([str(length)] if length else []), short, str(record.number)]
-        return TaskRow(
-            id=self._id(record) or "/".join(parts),
-            task=task,
-            prompt=prompt,
-            answers=answers,
-            max_gen_tokens=budget or self.max_gen_tokens,
-            length=length,
-        )
+        row_id, budget = self._id(record) or "/".join(parts), budget or self.max_gen_tokens
+        return record.where, TaskRow(row_id, task, prompt, answers, budget, length)
 
     def _task(self, record: FileRecord) -> str:
         if self.task is not None:
