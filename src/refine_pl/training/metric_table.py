@@ -1,8 +1,8 @@
 """Every scalar of a run: its name, what it means, its unit, and where it is shown.
 
 The log, the progress bar, the closing table, the report, the sweep's table and the page "Reading a
-run" are all made from this list. A new scalar is two places: the line that adds it to a
-:class:`~refine_pl.training.tally.Tally`, and its entry here. Nothing in this file needs Lightning.
+run" are made from this list. A new scalar is two places: the line that adds it to a
+:class:`~refine_pl.training.tally.Tally`, and its entry here.
 """
 
 from __future__ import annotations
@@ -179,11 +179,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="falls slowly with the loss",
             otherwise="falls fast towards 0: lower `policy_weight`, or set a `kl_weight`",
         ),
-        Metric(
-            "policy/<name>",
-            "a number of the policy loss",
-            "any other number that a policy loss of your own returns",
-        ),
+        Metric("policy/<name>", "a number of the policy loss", "any other number that it returns"),
     ),
     "Answers": (
         Metric(
@@ -247,12 +243,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="0",
             if_changing=True,
         ),
-        Metric(
-            "answer/<name>",
-            "a number of the policy loss of answers",
-            "any other number that the policy loss returns",
-            if_changing=True,
-        ),
+        Metric("answer/<name>", "a number of the policy loss", "any other number that it returns"),
     ),
     "Optimizer": (
         Metric(

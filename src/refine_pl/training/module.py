@@ -137,13 +137,10 @@ class RefineModule(MeasuredModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may rest
         self.policy = choose_policy(backbone, pretrained)
         self.reference: FastWeightLM | None = None
+        # A part's own parameters, say a reward model's, are not trained.
         self.refine_step = RefineStep(
-            build_part(selector),
-            build_part(generator),
-            {name: build_part(reward) for name, reward in rewards.items()},
-            build_part(advantage),
-            build_part(policy_loss),
-        ).requires_grad_(False)  # a part's own parameters, say a reward model's, are not trained
+            selector, generator, rewards, advantage, policy_loss
+        ).requires_grad_(False)
         self.answering = build_part(answering)
         self.make_optimizer = maker(optimizer)
         self.make_lr_scheduler = lr_scheduler
