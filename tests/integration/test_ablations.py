@@ -70,8 +70,10 @@ EXPECTED = {
     "baseline/sft_per_batch": baseline("per_batch"),
 }
 
-# Settings of a group that only some of its classes have: they go with the class.
+# Settings of a class that an overlay exchanges: they go with it.
 OF_ONE_CLASS = {
+    "model.selector.init_args.min_prefix",
+    "model.advantage.init_args.group_by",
     "model.selector.init_args.selection_temperature",
     "model.selector.init_args.mode",
     "model.advantage.init_args.normalize_std",
@@ -93,16 +95,19 @@ OTHER = {
         },
         "advantage": {
             "class_path": "refine_pl.advantages.GroupRelative",
-            "init_args": {"group_by": "auto", "normalize_std": False, "ddof": 0, "eps": 0.1},
+            "init_args": {"group_by": "position", "normalize_std": False, "ddof": 0, "eps": 0.1},
         },
         "rollouts_per_position": 2,
         "kl_weight": 0.1,
         "policy_weight": 0.3,
     },
 }
+# Settings that a class keeps, where another class starts from its own defaults.
 KEPT = {
-    "selection": {"model.selector.init_args.min_prefix": 7},
-    "advantage": {"model.advantage.init_args.group_by": "auto"},
+    "selection/entropy": {"model.selector.init_args.min_prefix": 7},
+    "selection/uniform": {"model.selector.init_args.min_prefix": 20},
+    "advantage/group_relative": {"model.advantage.init_args.group_by": "position"},
+    "advantage/leave_one_out": {"model.advantage.init_args.group_by": "auto"},
 }
 ON_THE_OTHER = [
     "selection/entropy",
@@ -164,7 +169,7 @@ def test_an_overlay_beats_any_recipe(label, other):
     after = command_line.resolved("fit", "--config", RECIPE, "--config", file, "--config", overlay)
     check(label, before, after)
     settings = dict(flatten(after))
-    for key, value in KEPT.get(label.partition("/")[0], {}).items():
+    for key, value in KEPT.get(label, {}).items():
         assert settings[key] == value, key
 
 
@@ -198,5 +203,5 @@ def test_one_of_each_group_trains(label, tmp_path, monkeypatch):
     options = ["--trainer.max_steps", "2", "--data.init_args.cache_dir", "cache"]
     outcome = command_line.run("fit", "--config", recipe, "--config", overlay, *options)
     assert outcome.code == 0, outcome.stderr
-    assert list(tmp_path.glob("runs/refine/version_0/checkpoints/*step=2.ckpt"))
+    assert list(tmp_path.glob("runs/tiny/version_0/checkpoints/*step=2.ckpt"))
     assert ("no rollouts" in outcome.stdout) == label.startswith("baseline")

@@ -28,6 +28,7 @@ from refine_pl.commands.checkpoints import (
 )
 from refine_pl.commands.config_errors import explain, refuse_nulls
 from refine_pl.commands.config_sources import Source, last_value, read_sources
+from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.module import RefineModule
@@ -146,7 +147,8 @@ class RefineCLI(LightningCLI):
             args = [args[0], *before, *args[1:], *behind]
             sources = read_sources(args[1:])
         try:
-            self.config = parser.parse_args(args)
+            with own_defaults():
+                self.config = parser.parse_args(args)
         except Exception as error:
             raise explain(error, subparser, sources) from error
         refuse_nulls(subparser, sources)
