@@ -257,7 +257,7 @@ def test_resume_of_a_real_run(workplace):
         "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false", *short,
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
-    saved = sorted(workplace.rglob("config.yaml"))
+    saved = sorted(workplace.rglob("config.yaml"), key=lambda path: path.stat().st_mtime)
     assert len(saved) == 2
     first, second = (yaml.safe_load(path.read_text())["model"] for path in saved)
     assert first["num_segments"] == 2

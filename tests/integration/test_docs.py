@@ -22,12 +22,13 @@ from report_runs import training_run
 
 from refine_pl.backbones import DeltaNet
 from refine_pl.cli import COMMANDS
+from refine_pl.commands.callback_keys import TRAINING_KEYS
 from refine_pl.training.metrics import GROUPS
 from refine_pl.training.module import RefineModule
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "configs/tiny_mid.yaml"
-SECTIONS = {"model", "data", "trainer", "seed_everything", "ckpt_path"}
+SECTIONS = {"model", "data", "trainer", "seed_everything", "ckpt_path", *TRAINING_KEYS}
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

@@ -16,7 +16,7 @@ from refine_pl.data import HubTokenizer
 
 NUMBER = 9
 TTT = {
-    "class_path": "refine_pl.callbacks.TestTimeTraining",
+    "class_path": "refine_pl.training.TestTimeTraining",
     "init_args": {"mode": "sft", "reset": "batch"},
 }
 EVAL_CONFIGS = sorted((CONFIGS / "eval").rglob("*.y*ml"))
@@ -289,7 +289,7 @@ def test_bad_input(trained):
         (["--config", "eval.yaml", *checkpoint, paths, "none.jsonl"], "none.jsonl"),
         (["--config", "eval.yaml", *checkpoint, paths, "unknown.jsonl"], "did you mean 'qasper'"),
         (["--config", "train.yaml", *checkpoint], "TextData has none"),
-        (["--config", "eval.yaml", *checkpoint, "--out", "runs/refine/version_0"], "another run"),
+        (["--config", "eval.yaml", *checkpoint, "--out", "runs/train/version_0"], "another run"),
         (["--config", "eval.yaml", *checkpoint, "--out", "rows.jsonl"], "is a file"),
         (
             ["--config", "eval.yaml", *checkpoint, "--model.answering.init_args.top_k", "3"],
@@ -337,7 +337,7 @@ def test_all_configurations_are_found():
 @pytest.mark.parametrize("path", EVAL_CONFIGS, ids=lambda path: path.stem)
 def test_configuration_runs(path, trained):
     header = " ".join(path.read_text().partition("\n\n")[0].replace("\\\n#", " ").split())
-    assert f"refine-pl test --config configs/eval/{path.name} --ckpt_path" in header
+    assert f"refine-pl test --config eval/{path.stem} --ckpt_path" in header
     assert "Needs a model" in header
     ruler = evaluations.rows(4, ("ruler_squadqa", "ruler_hotpotqa"), max_seq_length=4096)
     ruler = [{"answer" if k == "answers" else k: v for k, v in row.items()} for row in ruler]

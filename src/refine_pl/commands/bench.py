@@ -22,8 +22,10 @@ from refine_pl.benchmark.chunk_loop import chunk_loop
 from refine_pl.benchmark.equality import compare
 from refine_pl.benchmark.measure import measure
 from refine_pl.benchmark.table import render, summary
+from refine_pl.commands.callback_keys import TRAINING_KEYS
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
+from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.records import Batch
 from refine_pl.refine_step import LossWeights
@@ -38,7 +40,7 @@ model it also times the loop over chunks against its matrix products alone. Text
 sizes matter. The recipe's trainer and data sections are not used."""
 
 # The other sections of a recipe.
-_UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only")
+_UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only", *TRAINING_KEYS)
 
 # Rounding of one type, through some layers and thousands of tokens.
 _TOLERANCE = {"32-true": 1e-3, "64-true": 1e-8, "bf16-mixed": 0.1}
@@ -176,7 +178,8 @@ def _parse(argv: Sequence[str]) -> tuple[BenchOptions, RefineModule]:
         parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
     sources = read_sources(argv)
     try:
-        config = parser.parse_args(argv)
+        with own_defaults():
+            config = parser.parse_args(argv)
     except UserError:
         raise
     except Exception as error:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from refine_pl.errors import ConfigError, nearest
+from refine_pl.recipes import recipes
 
 Key = tuple[str | int, ...]  # ("trainer", "callbacks", 0, "init_args", "save_top_k")
 
@@ -39,6 +40,11 @@ class Source:
     lines: Mapping[Key, int] = field(default_factory=dict)
     base: Key = ()
     on_command_line: bool = False
+
+    @property
+    def option(self) -> str:
+        """``--model.seed``, if it is an option."""
+        return self.name.removeprefix("command line, ") if self.on_command_line else ""
 
     def where(self, key: Key) -> str:
         """The file and the line of ``key``, or of what is nearest around it."""
@@ -90,8 +96,19 @@ def read_file(path: str | os.PathLike[str], base: Key = ()) -> Source:
 
 def last_value(sources: Sequence[Source], key: str) -> Any:
     """What the last of ``sources`` that sets the dotted ``key`` sets it to, or None."""
-    values = [value for source in sources for value in _values(source.values, key, source)]
+    values = [value for source in sources for value in all_values(source, key)]
     return values[-1] if values else None
+
+
+def all_values(source: Source, key: str) -> list[Any]:
+    """What a source sets the dotted ``key`` to."""
+    return list(_values(source.values, key, source))
+
+
+def name_of_run(sources: Sequence[Source]) -> str | None:
+    """The name of the last configuration file among the sources, without its suffix."""
+    files = [source.name for source in sources if source.name.endswith((".yaml", ".yml", ".json"))]
+    return Path(files[-1]).stem if files else None
 
 
 def _values(values: Any, key: str, source: Source) -> Iterator[Any]:
@@ -190,12 +207,13 @@ def _unreadable(file: Path, error: Exception) -> ConfigError:
         return ConfigError(f"{file} is a folder, not a configuration file", where="--config")
     if file.exists():
         return ConfigError(f"{file} cannot be read: {error}", where="--config")
-    folders = {file.parent, Path("configs")}
-    known = {p.name: p for folder in folders if folder.is_dir() for p in folder.rglob("*.yaml")}
-    close = nearest(file.name, known)
+    known = {p.name: str(p) for p in file.parent.glob("*.yaml")}
+    known |= {name: name for name in recipes()}
+    close = nearest(file.name, known) or nearest(file.stem, known)
     return ConfigError(
         f"there is no configuration file {file}",
         where="--config",
+        allowed="a file, or the name of a recipe: `refine-pl recipes` lists them",
         way_out=f"did you mean {known[close]}?" if close else f"looked from {Path.cwd()}",
     )
 

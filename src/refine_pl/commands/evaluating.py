@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningArgumentParser
 
-from refine_pl.callbacks import Evaluation, ProgressBar
+from refine_pl.callbacks import Evaluation
 from refine_pl.callbacks.evaluation import find_evaluation
 from refine_pl.commands import lightning_cli
+from refine_pl.commands.callback_keys import evaluation_callbacks
 from refine_pl.commands.checkpoints import tokenizer_of
 from refine_pl.commands.config_classes import find_class
-from refine_pl.commands.config_sources import Source, last_value
+from refine_pl.commands.config_sources import Source, last_value, name_of_run
 from refine_pl.errors import ConfigError
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -75,6 +75,7 @@ class EvaluationCLI(lightning_cli.RefineCLI):
 
     own_trainer_defaults = _TRAINER_DEFAULTS
     description = _HELP
+    callbacks = staticmethod(evaluation_callbacks)
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
@@ -84,6 +85,7 @@ class EvaluationCLI(lightning_cli.RefineCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that Lightning does not know."""
+        super().add_arguments_to_parser(parser)
         command = self._name
         parser.add_argument(
             "--out",
@@ -132,24 +134,22 @@ class EvaluationCLI(lightning_cli.RefineCLI):
             self._notes = [f"tokenizer: {label}, {origin}"]
         return before, behind
 
+    def defaults_for(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """What the run is called after: its last configuration file."""
+        name = name_of_run(sources) or "prompts"
+        evaluation = "refine_pl.callbacks.Evaluation"
+        return {"evaluation": {"class_path": evaluation, "init_args": {"name": name}}}
+
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
-        """The evaluation, and a progress bar."""
-        added: list[Callback] = []
-        evaluation = next((c for c in given if isinstance(c, Evaluation)), None)
-        if evaluation is None:
-            evaluation = Evaluation(name=_name(self._sources))
-            added.append(evaluation)
+        """As in training; the evaluation is told how it was started."""
+        needed = super().needed_callbacks(given)
+        evaluation = next(c for c in (*needed, *given) if isinstance(c, Evaluation))
         config = self.config[self._name]
         if config.out is not None:
             evaluation.folder = Path(config.out)
         evaluation.command = ["refine-pl", *self._argv]
         evaluation.config_text = self._parser(self._name).dump(config, skip_none=False)
-        bar = lightning_callbacks.ProgressBar
-        if config.trainer.enable_progress_bar is not False and not any(
-            isinstance(callback, bar) for callback in given
-        ):
-            added.append(ProgressBar())
-        return [*super().needed_callbacks(given), *added]
+        return needed
 
     def interruption(self) -> str:
         """How many rows are answered, and how to go on."""
@@ -161,12 +161,6 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         for note in self._notes if self.trainer.is_global_zero else ():
             sys.stdout.write(f"{note}\n")
         super()._run_subcommand(subcommand)
-
-
-def _name(sources: Sequence[Source]) -> str:
-    """What the run is called after: its last configuration file."""
-    files = [source.name for source in sources if source.name.endswith((".yaml", ".yml", ".json"))]
-    return Path(files[-1]).stem if files else "prompts"
 
 
 def _check_model(sources: Sequence[Source]) -> None:

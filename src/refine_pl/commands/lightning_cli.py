@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.checkpoint import CheckpointException
 from torch.optim import Optimizer
 
-from refine_pl.callbacks import RandomState
+from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
 from refine_pl.commands.checkpoints import (
     LOOKED_UP_BY_THE_TRAINER,
     check_is_readable,
@@ -27,30 +27,37 @@ from refine_pl.commands.checkpoints import (
     use_as_defaults,
 )
 from refine_pl.commands.config_errors import explain, refuse_nulls
-from refine_pl.commands.config_sources import Source, last_value, read_sources
+from refine_pl.commands.config_sources import Source, last_value, name_of_run, read_sources
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.module import RefineModule
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
-A second --config is merged key by key, but dicts and lists (model.rewards, trainer.callbacks) are
-replaced as a whole. To change one reward, name its key:
---model.rewards.mine.init_args.weight 0
+--config takes a file, or the name of a recipe (`refine-pl recipes` lists them).
+A second --config is merged key by key, but mappings of names and lists (model.rewards,
+schedule.stages, trainer.callbacks) are replaced as a whole. To change one reward or one stage:
+--model.rewards.mine.init_args.weight 0 --schedule.stages.refine.iterations 10
+A callback of every run is turned off by its key: --recorder false
 With --ckpt_path, the checkpoint's model settings are the defaults, and both beat them."""
 
 # What constructors raise when they do not like their arguments.
 _REFUSALS = (MisconfigurationException, ValueError, ModuleNotFoundError)
 
+# Keys of callbacks that the trainer too can turn off, and what it would make if there were none.
+_SWITCHES = (
+    ("progress", "enable_progress_bar", ProgressBar),
+    ("checkpoint", "enable_checkpointing", Checkpoint),
+)
+
 _TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
     # The data module gives every rank its own rows.
     "use_distributed_sampler": False,
     # A run validates before it trains on purpose or not at all.
     "num_sanity_val_steps": 0,
-    "logger": {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": "refine"},
-    },
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
 }
 
 
@@ -109,6 +116,8 @@ class RefineCLI(LightningCLI):
 
     own_trainer_defaults = _TRAINER_DEFAULTS
     description = _HELP
+    # Its parameters are keys of the configuration.
+    callbacks: Callable[..., list[Callback | bool | None]] = staticmethod(training_callbacks)
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._name = argv[0]
@@ -133,6 +142,13 @@ class RefineCLI(LightningCLI):
         """Only the one that was asked for: a parser takes a tenth of a second to build."""
         return {self._name: LightningCLI.subcommands()[self._name]}
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys of the callbacks; those of training may stand in any configuration."""
+        self._keys = parser.add_function_arguments(self.callbacks, fail_untyped=False)
+        for key in TRAINING_KEYS:
+            if key not in self._keys:
+                parser.add_argument(f"--{key}", type=Any, default=None, help="not used here")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the checkpoint's hyper-parameters as defaults.
 
@@ -141,10 +157,11 @@ class RefineCLI(LightningCLI):
         """
         subparser = self._parser(args[0])
         given = sources = read_sources(args[1:])
+        subparser.set_defaults(self.defaults_for(sources))
         checkpoint = self._read_checkpoint(subparser, sources)
         if not any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args):
-            before, behind = self.completion(sources, checkpoint)
-            args = [args[0], *before, *args[1:], *behind]
+            before, after = self.completion(sources, checkpoint)
+            args = [args[0], *before, *args[1:], *after]
             sources = read_sources(args[1:])
         try:
             with own_defaults():
@@ -152,16 +169,30 @@ class RefineCLI(LightningCLI):
         except Exception as error:
             raise explain(error, subparser, sources) from error
         refuse_nulls(subparser, sources)
-        model = self.config[self._name].model
+        config = self.config[self._name]
+        for key in self._keys:
+            if config[key] is True:  # turned on again
+                config[key] = subparser.get_defaults()[key]
+        model = config.model
         if checkpoint is not None:
             refuse_its_functions(model, given)
         backbone = None if model.backbone is None else model.backbone.class_path
         check_one_is_given(backbone, model.pretrained)  # before models are made, which takes long
 
+    def defaults_for(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """Defaults that follow from what is given, by key."""
+        name = name_of_run(sources[:1]) or "refine"
+        logger = "lightning.pytorch.loggers.TensorBoardLogger"
+        place = {"class_path": logger, "init_args": {"save_dir": "runs", "name": name}}
+        defaults: dict[str, Any] = {"trainer.logger": place}
+        if last_value(sources, "schedule") is not None:
+            defaults["trainer.max_epochs"] = -1  # the schedule decides when to stop
+        return defaults
+
     def completion(
         self, sources: Sequence[Source], checkpoint: Mapping[str, Any] | None
     ) -> tuple[list[str], list[str]]:
-        """Options that stand for what the user left out, before and behind those given; none here.
+        """Options that stand for what the user left out, before and after those given; none here.
 
         Args:
             sources: where settings were given.
@@ -220,8 +251,15 @@ class RefineCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
-        """Those to add to the ``given`` ones: here the one that an exact resume needs."""
-        return [] if any(isinstance(c, RandomState) for c in given) else [RandomState()]
+        """Those to add to the ones ``given`` in ``trainer.callbacks``."""
+        own = {key: self._get(self.config_init, key) for key in self._keys}
+        trainer = self._get(self.config_init, "trainer")
+        for key, switch, kind in _SWITCHES:
+            if trainer[switch] is False:
+                own[key] = False
+            elif own.get(key) is False and not any(isinstance(c, kind) for c in given):
+                trainer[switch] = False  # or Lightning would make one of its own
+        return without_replaced(self.callbacks(**own), given)
 
     def interruption(self) -> str:
         """What to say when the run was interrupted: what is left of it, and how to go on."""
