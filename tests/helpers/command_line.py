@@ -26,6 +26,7 @@ CONFIG = {
             }
         ],
     },
+    "recorder": {"every_n_iterations": 20},
     "model": {
         "backbone": {
             "class_path": "refine_pl.backbones.DeltaNet",
