@@ -12,13 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from refine_pl.errors import ConfigError, UserError, nearest
+from refine_pl.recipes import with_paths
 
 _TRAINER = "refine_pl.commands.lightning_cli"  # any method of Lightning's trainer
 _ANSWERS = "refine_pl.commands.evaluating"
 
 # name: (module with a main(argv), whether main gets the name too, one line for people)
 COMMANDS = {
-    "fit": (_TRAINER, True, "train: refine-pl fit --config configs/tiny_mid.yaml"),
+    "fit": (_TRAINER, True, "train: refine-pl fit --config tiny_mid"),
     "validate": (_TRAINER, True, "measure a model on held-out documents"),
     "test": (_ANSWERS, True, "answer and score rows of tasks"),
     "predict": (_ANSWERS, True, "answer prompts: refine-pl predict --prompts FILE"),
@@ -27,6 +28,7 @@ COMMANDS = {
     "bench": ("refine_pl.commands.bench", False, "time an update of a recipe's model"),
     "report": ("refine_pl.commands.report", False, "runs as a page with tables and figures"),
     "export": ("refine_pl.commands.export", False, "write a checkpoint in the published layout"),
+    "recipes": ("refine_pl.commands.recipes", False, "list the recipes, or print one"),
     "doctor": ("refine_pl.commands.doctor", False, "versions, devices, and which kernels run"),
 }
 
@@ -77,6 +79,7 @@ def _run(argv: list[str]) -> int:
             f"refine-pl has no command {word!r}", allowed=", ".join(COMMANDS), way_out=way_out
         )
     module, wants_name, _ = COMMANDS[word]
+    argv = with_paths(argv)
     code: int = importlib.import_module(module).main(argv if wants_name else argv[1:])
     return code
 

@@ -66,18 +66,14 @@ def model_folder(name, folder):
 
 
 def shrink(config, folder):
-    """Make the sizes small: parts, phases and callbacks stay."""
-    config["trainer"] |= SIZES["trainer"]
-    if config["trainer"].get("logger"):
-        config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
-    for callback in config["trainer"]["callbacks"]:
-        arguments = callback.get("init_args", {})
-        for phase in arguments.get("phases", []):
-            phase["iterations"] = 2
-        if "every_n_iterations" in arguments:
-            arguments["every_n_iterations"] = 1
-        if "every_n_train_steps" in arguments:
-            arguments["every_n_train_steps"] = 2
+    """Make the sizes small: parts, stages and callbacks stay."""
+    config["trainer"] = config.get("trainer", {}) | SIZES["trainer"]
+    for stage in config.get("schedule", {}).get("stages", {}).values():
+        stage["iterations"] = 2
+    if "recorder" in config:
+        config["recorder"]["every_n_iterations"] = 1
+    if "every_n_train_steps" in config.get("checkpoint", {}):
+        config["checkpoint"]["every_n_train_steps"] = 2
     model = config["model"]
     arguments = model.get("backbone", {}).get("init_args", {})
     if "path_or_name" in arguments:
@@ -129,11 +125,12 @@ def write_rows(path, number=8):
 
 
 def write_small(path, folder):
-    """A small copy of a recipe in ``folder``, with the documents and rows that it reads."""
+    """A small copy of a recipe below ``folder``, with the documents and rows that it reads."""
     if not (folder / "docs").exists():
         write_documents(folder / "docs", number=12, length=400)
         write_rows(folder / ROWS)
     config = shrink(yaml.safe_load(path.read_text()), folder)
-    small = folder / f"small_{path.name}"
+    small = folder / "small" / path.name
+    small.parent.mkdir(exist_ok=True)
     small.write_text(yaml.safe_dump(config, sort_keys=False))
     return small

@@ -15,6 +15,7 @@ TESTED = [name for name in NAMES if name.endswith("_ttt.yaml")]
 TRAINED = [name for name in NAMES if name not in TESTED]
 PUBLISHED_FAMILIES = ("dn1.3b", "gdn1.3b", "lact760m")
 TINY = ("tiny_mid", "gdn_tiny_mid", "lact_tiny_mid", "tiny_post", "tiny_ttt")
+MAX_LINES = 70  # without the header
 ADAM = {"lr": 1e-6, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 
 # By phase: batch, mini-batch, length, weights and rewards.
@@ -88,42 +89,48 @@ def test_header(name):
     lines = (CONFIGS / name).read_text().splitlines()
     header = "\n".join(lines[: lines.index("")])
     assert all(line.startswith("#") for line in header.splitlines())
-    assert f"refine-pl {command_of(name)} --config configs/{name}" in header
+    assert len(lines) - lines.index("") - 1 <= MAX_LINES
+    assert f"refine-pl {command_of(name)} --config {name.removesuffix('.yaml')}" in header
     assert "Needs" in header
     if loaded(name):
         assert "paper" in header
         assert "Memory" in header
-    for mentioned in re.findall(r"configs/[\w./]+\.yaml", header):
-        assert (CONFIGS.parent / mentioned).is_file(), mentioned
+    assert "configs/" not in header  # an installed package has none
+    for mentioned in re.findall(r"--config (\S+)", header):
+        assert (CONFIGS / f"{mentioned}.yaml").is_file(), mentioned
 
 
 @pytest.mark.parametrize("phase", PAPER)
-def test_published_hyper_parameters(phase):
-    """Those of the method's third section."""
+@pytest.mark.parametrize("family", PUBLISHED_FAMILIES)
+def test_published_hyper_parameters(family, phase):
+    """Those of the method's third section, most of them as defaults."""
     batch_size, minibatch_size, length, weights, rewards = PAPER[phase]
-    for family in PUBLISHED_FAMILIES:
-        config = read(f"{family}_{phase}.yaml")
-        model, data = config["model"], config["data"]["init_args"]
-        assert config["trainer"]["precision"] == "bf16-mixed"
-        assert model["optimizer"]["init_args"] == ADAM
-        plan = ("num_segments", "rollouts_per_position", "rollout_length")
-        assert [model[key] for key in plan] == [8, 1, 5]
-        assert (model["ntp_weight"], model["policy_weight"]) == weights
-        assert {r["class_path"].rpartition(".")[2] for r in model["rewards"].values()} == rewards
-        assert (data["batch_size"], model["minibatch_size"]) == (batch_size, minibatch_size)
-        assert data.get("sequence_length", data.get("max_prompt_tokens")) == length
-        assert model["gradient_clip"] == 1.0
-        assert model["microbatch_size"] == 1
+    name = f"{family}_{phase}.yaml"
+    config = command_line.resolved(command_of(name), "--config", CONFIGS / name)
+    model, data = config["model"], config["data"]["init_args"]
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["trainer"]["devices"] == 1
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+    given = model["optimizer"]["init_args"]
+    assert {key: given[key] for key in ADAM} == ADAM
+    plan = ("num_segments", "rollouts_per_position", "rollout_length")
+    assert [model[key] for key in plan] == [8, 1, 5]
+    assert (model["ntp_weight"], model["policy_weight"]) == weights
+    assert {r["class_path"].rpartition(".")[2] for r in model["rewards"].values()} == rewards
+    assert (data["batch_size"], model["minibatch_size"]) == (batch_size, minibatch_size)
+    assert data.get("sequence_length", data.get("max_prompt_tokens")) == length
+    assert model["gradient_clip"] == 1.0
+    assert model["microbatch_size"] == 1
 
 
 def test_a_spoilt_recipe_would_be_noticed(monkeypatch, tmp_path):
-    text = (CONFIGS / "tiny_mid.yaml").read_text().replace("num_segments:", "num_segmants:")
+    text = (CONFIGS / "tiny_mid.yaml").read_text().replace("minibatch_size:", "minibatch_sise:")
     (tmp_path / "spoilt.yaml").write_text(text)
     assert recipes(tmp_path) == [tmp_path / "spoilt.yaml"]
     outcome, made = build(tmp_path / "spoilt.yaml", monkeypatch)
     assert outcome.code == 2
     assert not made
-    assert "num_segments" in outcome.stderr
+    assert "did you mean minibatch_size?" in outcome.stderr
 
 
 def run_small(name, folder, *options):

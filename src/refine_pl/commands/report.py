@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.commands.arguments import Arguments
 
 _HELP = """Writes report.html (one file, which needs nothing else), report.md and figures/*.png of
 training runs, evaluation runs and sweeps: curves, rewards, entropy maps, rollouts, validation and
@@ -20,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: a folder cannot be used.
     """
-    parser = _Parser(prog="refine-pl report", description=_HELP, allow_abbrev=False)
+    parser = Arguments(prog="refine-pl report", description=_HELP)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
     parser.add_argument("--out", default="report", help="folder to write (default: report)")
     args = parser.parse_args(argv)
@@ -32,18 +30,3 @@ def main(argv: Sequence[str]) -> int:
     if written.figures:
         sys.stdout.write(f"{written.figures[0].parent}: {len(written.figures)} figures\n")
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refusals are errors of this project."""
-
-    def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("--")]
-        close = nearest(unknown[0], known) if "unrecognized" in message and unknown else None
-        raise ConfigError(
-            message,
-            where="command line",
-            allowed="refine-pl report RUN [RUN ...] [--out FOLDER]",
-            way_out=f"did you mean {close}?" if close else None,
-        )

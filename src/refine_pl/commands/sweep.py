@@ -7,9 +7,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.commands.arguments import Arguments
+from refine_pl.errors import ConfigError
 from refine_pl.sweep import (
     Index,
     Overlay,
@@ -89,7 +90,8 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     words = list(argv)
     cut = words.index("--") if "--" in words else len(words)
-    parser = _Parser(prog="refine-pl sweep", description=_HELP, allow_abbrev=False)
+    other = "options for every run come after --: refine-pl sweep ... -- --model.seed 1"
+    parser = Arguments(other=other, prog="refine-pl sweep", description=_HELP)
     add = parser.add_argument
     add("--config", action="append", required=True, help="the recipe; may be given several times")
     add("--overlays", nargs="+", default=[], metavar="PATH", help="files, or folders of files")
@@ -105,23 +107,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.eval is not None and not Path(args.eval).is_file():
         raise ConfigError(f"there is no configuration file {args.eval}", where="--eval")
     return args, words[cut + 1 :]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refusals are errors of this project."""
-
-    def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        unknown = message.rpartition("unrecognized arguments: ")[2].split()[0]
-        close = nearest(unknown, known) if "unrecognized" in message else None
-        raise ConfigError(
-            message,
-            where="command line",
-            allowed=", ".join(known),
-            way_out=f"did you mean {close}?"
-            if close
-            else "options for every run come after --: refine-pl sweep ... -- --model.seed 1",
-        )
 
 
 def _seed(text: str) -> int:
@@ -162,6 +147,8 @@ def _resolve(
 
 def _check_places(base: Mapping[str, Any]) -> None:
     """Refuse a recipe whose runs would write into each other's folders."""
+    from refine_pl.commands.callback_keys import TRAINING_KEYS
+
     logger = base["trainer"].get("logger")
     arguments = logger.get("init_args", {}) if isinstance(logger, Mapping) else {}
     if any(name not in arguments for name in _PLACED):
@@ -171,13 +158,15 @@ def _check_places(base: Mapping[str, Any]) -> None:
             allowed="one logger with save_dir, name and version",
             way_out="lightning.pytorch.loggers.TensorBoardLogger",
         )
-    for number, callback in enumerate(base["trainer"].get("callbacks") or ()):
+    listed = enumerate(base["trainer"].get("callbacks") or ())
+    callbacks = {f"trainer.callbacks[{number}]": callback for number, callback in listed}
+    for key, callback in (callbacks | {key: base[key] for key in TRAINING_KEYS}).items():
+        arguments = callback.get("init_args") or {} if isinstance(callback, Mapping) else {}
         for name in ("dirpath", "directory"):
-            place = (callback.get("init_args") or {}).get(name)
-            if place is not None:
+            if arguments.get(name) is not None:
                 raise ConfigError(
-                    f"every run would write into {place}",
-                    where=f"trainer.callbacks[{number}].init_args.{name}",
+                    f"every run would write into {arguments[name]}",
+                    where=f"{key}.init_args.{name}",
                     way_out=f"leave {name} out: each run has a folder of its own",
                 )
 

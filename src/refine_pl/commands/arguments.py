@@ -1,0 +1,38 @@
+"""The parser of subcommands with a few plain options."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from refine_pl.errors import ConfigError, nearest
+
+
+class Arguments(argparse.ArgumentParser):
+    """Like argparse's, but what it refuses is an error of this project.
+
+    Args:
+        other: what to say where an option is not known, and no known one is spelt like it.
+        settings: of argparse's parser.
+    """
+
+    def __init__(self, *, other: str | None = None, **settings: str) -> None:
+        self._other = other
+        super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ConfigError: with the nearest option.
+        """
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        close = nearest(unknown[0], known) if unknown else None
+        usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
+        raise ConfigError(
+            message,
+            where="command line",
+            allowed=usage,
+            way_out=f"did you mean {close}?" if close else self._other,
+        )
