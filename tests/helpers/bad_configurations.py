@@ -89,15 +89,39 @@ CASES = [
         line="haystack",
     ),
     Case(
-        "a phase of a schedule",
-        {
-            "trainer.callbacks.0": {
-                "class_path": "refine_pl.callbacks.PhaseSchedule",
-                "init_args": {"phases": [{"name": "a", "iteratons": 3}]},
-            }
-        },
-        ["init_args.phases[0].iteratons", "did you mean iterations?"],
+        "a setting of a stage",
+        {"schedule": {"stages": {"a": {"iteratons": 3}}}},
+        ["schedule.stages.a.iteratons", "did you mean iterations?"],
         line="iteratons",
+    ),
+    Case(
+        "a stage without iterations",
+        {"schedule": {"stages": {"a": {"lr": 0.1}}}},
+        ["schedule.stages.a.iterations is missing", "an integer > 0"],
+    ),
+    Case(
+        "a key of a callback",
+        {"recorder": {"every_n_iteration": 3}},
+        ["recorder.every_n_iteration", "did you mean every_n_iterations?"],
+        line="every_n_iteration",
+    ),
+    Case(
+        "neither a callback nor off",
+        {"recorder": "sometimes"},
+        ["recorder is 'sometimes'", "false, true; or a class_path of a RolloutRecorder"],
+        line="sometimes",
+    ),
+    Case(
+        "a phase that there is not",
+        {"phase": "PostTrainin"},
+        ["no Phase called PostTrainin", "did you mean refine_pl.training.PostTraining?"],
+        line="PostTrainin",
+    ),
+    Case(
+        "a mode of a phase",
+        {"phase": "PostTraining"},
+        ["phase.mode is 'nested'", "one of sft, nested_sft, nested_refine"],
+        ["--phase.mode", "nested"],
     ),
     Case(
         "beside init_args",
@@ -288,6 +312,18 @@ CASES = [
         },
         ["x.Y cannot be imported: there is no module x", "cli_errors_rewards.Round"],
         line="x.Y",
+    ),
+    Case(
+        "option of a stage that there is not",
+        {"schedule": {"stages": {"warm-up": {"iterations": 3}}}},
+        ["no stage 'warmup'", "command line, --schedule.stages.warmup.iterations", "mean warm-up?"],
+        ["--schedule.stages.warmup.iterations", "2"],
+    ),
+    Case(
+        "rate of the optimizer where stages have their own",
+        {"schedule": {"stages": {"a": {"iterations": 1, "ramp": {"lr": [0.1, 0.2]}}}}},
+        ["model.optimizer.lr would have no effect", "a.ramp.lr", "--schedule.stages.a.ramp.lr"],
+        ["--model.optimizer.lr", "0.05"],
     ),
     Case("option without value", {}, ["--model.seed has no value"], ["--model.seed"]),
     Case("no option", {}, ["'stray' is not an option"], ["stray"]),

@@ -26,6 +26,8 @@ from refine_pl.errors import CheckpointError, nearest
 # Words that stand for a checkpoint which only the trainer can find.
 LOOKED_UP_BY_THE_TRAINER = ("last", "best", "hpc")
 
+_WRITTEN = "a .ckpt file written by `refine-pl fit`"
+
 
 def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
     """A training checkpoint. Its tensors stay on disk until they are used.
@@ -43,34 +45,29 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
     if not file.is_file():
         raise _absent(file)
     if not zipfile.is_zipfile(file):
-        raise CheckpointError(
-            f"{file} is not a checkpoint, or is incomplete",
-            where="--ckpt_path",
-            allowed="a .ckpt file written by `refine-pl fit`",
-        )
+        raise _unusable(f"{file} is not a checkpoint, or is incomplete", _WRITTEN)
     try:
         content = torch.load(file, map_location="cpu", weights_only=weights_only, mmap=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise CheckpointError(
+        raise _unusable(
             f"{file} holds more than tensors and plain values" + (f": {found[1]}" if found else ""),
-            where="--ckpt_path",
-            allowed="checkpoints that can be loaded without running code from them",
-            way_out="--weights_only false, if you trust whoever wrote the file",
+            "checkpoints that can be loaded without running code from them",
+            "--weights_only false, if you trust whoever wrote the file",
         ) from error
     except Exception as error:
-        raise CheckpointError(
-            f"{file} cannot be read: {str(error).splitlines()[0]}", where="--ckpt_path"
-        ) from error
-    trained = isinstance(content, dict) and "pytorch-lightning_version" in content
-    if not trained:
-        raise CheckpointError(
+        raise _unusable(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise _unusable(
             f"{file} is not a checkpoint of a training run",
-            where="--ckpt_path",
-            allowed="a .ckpt file written by `refine-pl fit`",
-            way_out="bare weights are loaded by the backbone, not by --ckpt_path",
+            _WRITTEN,
+            "bare weights are loaded by the backbone, not by --ckpt_path",
         )
     return content
+
+
+def _unusable(what: str, allowed: str | None = None, way_out: str | None = None) -> CheckpointError:
+    return CheckpointError(what, where="--ckpt_path", allowed=allowed, way_out=way_out)
 
 
 def use_as_defaults(
@@ -99,21 +96,16 @@ def use_as_defaults(
         hparams.pop("backbone", None)
     model = parser_schema(parser)["model"]
     assert not isinstance(model, Setting)
-    unknown = []
-    for name, value in hparams.items():
-        if name in model:
-            try:
-                parser.set_defaults({f"model.{name}": value})
-            except Exception as error:  # whatever importing a class raises
-                raise CheckpointError(
-                    f"the checkpoint's model.{name} cannot be used: {error}",
-                    where="--ckpt_path",
-                    way_out=f"give model.{name} in the configuration, "
-                    "or put the class's file where it was",
-                ) from error
-        elif not name.startswith("_"):
-            unknown.append(name)
-    return unknown
+    for name in hparams.keys() & model.keys():
+        try:
+            parser.set_defaults({f"model.{name}": hparams[name]})
+        except Exception as error:  # whatever importing a class raises
+            raise _unusable(
+                f"the checkpoint's model.{name} cannot be used: {error}",
+                way_out=f"give model.{name} in the configuration, or put the class's file where it "
+                "was",
+            ) from error
+    return [name for name in hparams if name not in model and not name.startswith("_")]
 
 
 def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) -> None:
@@ -191,15 +183,12 @@ def check_is_readable(path: Any, strategy: Strategy) -> None:
     Raises:
         CheckpointError: ``path`` is such a folder, and the strategy reads files only.
     """
-    if not isinstance(path, str) or not Path(path).is_dir():
-        return
-    if not isinstance(strategy, ModelParallelStrategy):
-        raise CheckpointError(
+    folder = isinstance(path, str) and Path(path).is_dir()
+    if folder and not isinstance(strategy, ModelParallelStrategy):
+        raise _unusable(
             f"{path} was written by a sharded run, and {type(strategy).__name__} reads files only",
-            where="--ckpt_path",
-            allowed="a folder with ModelParallelStrategy as trainer.strategy, on any number of "
-            "devices",
-            way_out="to do without it, `refine-pl export` the folder, and give what that wrote as "
+            "a folder with ModelParallelStrategy as trainer.strategy, on any number of devices",
+            "to do without it, `refine-pl export` the folder, and give what that wrote as "
             "model.pretrained",
         )
 
@@ -208,30 +197,27 @@ def unfit_shards(path: Any, error: CheckpointException) -> CheckpointError:
     """What the reader of a sharded checkpoint said, in one line."""
     said = str(next(iter(error.failures.values()))[0]).splitlines()[0].replace("state_dict.", "")
     if "reference." in said:
-        return CheckpointError(
+        return _unusable(
             f"{path} holds no reference model: model.kl_weight was 0 when it was written",
-            where="--ckpt_path",
             way_out="model.kl_weight: 0; or `refine-pl export` it and start a new run from there",
         )
-    return CheckpointError(
+    return _unusable(
         f"{path} does not fit this run: {said[:300]}",
-        where="--ckpt_path",
-        allowed="a checkpoint of the same backbone with the same sizes",
-        way_out="compare model.backbone with the config.yaml of the run that wrote it",
+        "a checkpoint of the same backbone with the same sizes",
+        "compare model.backbone with the config.yaml of the run that wrote it",
     )
 
 
 def _absent(file: Path) -> CheckpointError:
     folder = file.parent
-    siblings = [p.name for p in folder.glob("*.ckpt")] if folder.is_dir() else []
+    siblings = sorted(path.name for path in folder.glob("*.ckpt"))
     close = nearest(file.name, siblings)
+    way_out = f"there is no folder {folder} either"
     if close:
         way_out = f"did you mean {folder / close}?"
     elif folder.is_dir():
-        way_out = f"checkpoints there: {', '.join(sorted(siblings)) or 'none'}"
-    else:
-        way_out = f"there is no folder {folder} either"
-    return CheckpointError(f"there is no checkpoint {file}", where="--ckpt_path", way_out=way_out)
+        way_out = f"checkpoints there: {', '.join(siblings) or 'none'}"
+    return _unusable(f"there is no checkpoint {file}", way_out=way_out)
 
 
 def tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:

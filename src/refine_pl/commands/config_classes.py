@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -117,14 +118,12 @@ def _import_object(base: type, path: str, where: str) -> Any:
 def _no_such_class(
     base: type, path: str, what: str, where: str, also: Iterable[Any] = ()
 ) -> ConfigError:
-    known = dict(known_classes(base))
+    known = list(known_classes(base))
     for cls in also:
         if inspect.isclass(cls) and issubclass(cls, base) and not inspect.isabstract(cls):
-            known[f"{path.rpartition('.')[0]}.{cls.__name__}"] = cls
-    close = nearest(path, known)
-    if close is None:
-        by_name = {full.rpartition(".")[2]: full for full in known}
-        close = by_name.get(nearest(path.rpartition(".")[2], by_name) or "")
+            known.append(f"{path.rpartition('.')[0]}.{cls.__name__}")
+    by_name = {full.rpartition(".")[2]: full for full in known}
+    close = nearest(path, known) or by_name.get(nearest(path.rpartition(".")[2], by_name) or "")
     way_out = f"did you mean {close}?" if close else None
     if way_out is None and not path.startswith(("refine_pl.", "torch.", "lightning.")):
         way_out = f"a class of your own is looked for from the folder {os.getcwd()}"
@@ -133,14 +132,9 @@ def _no_such_class(
 
 def _broken(module: str, error: Exception, where: str) -> ConfigError:
     """A module that raises when it is imported, with the file and the line that do."""
-    place, frame = "", error.__traceback__
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen"):
-            place = f" ({file}, line {frame.tb_lineno})"
-        frame = frame.tb_next
-    if isinstance(error, SyntaxError):
-        place = ""  # its own text names both
+    frames = traceback.extract_tb(error.__traceback__)
+    last = [f"{f.filename}, line {f.lineno}" for f in frames if not f.filename.startswith("<")][-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({last})"  # its own text names both
     text = f"{type(error).__name__}: {error}{place}"
     return ConfigError(f"{module} cannot be imported: {text}", where=where)
 
@@ -148,5 +142,4 @@ def _broken(module: str, error: Exception, where: str) -> ConfigError:
 def _subclasses(cls: type) -> Iterable[type]:
     direct: list[type] = cls.__subclasses__()
     for subclass in direct:
-        yield subclass
-        yield from _subclasses(subclass)
+        yield from (subclass, *_subclasses(subclass))

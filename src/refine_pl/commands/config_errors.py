@@ -9,6 +9,7 @@ words, shortened.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import re
@@ -32,6 +33,10 @@ from refine_pl.commands.config_sources import Key, Source, dotted, read_file
 from refine_pl.errors import ConfigError, nearest
 
 _VALUE_SHOWN = 100  # characters
+_NOISE = (
+    *("Subtypes:", "Errors:", "Given value", "Does not validate", "Subclass types expect"),
+    *("- a class path", "- a dict with", "- Expected a <class 'NoneType'>"),
+)
 _SPEC = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -78,18 +83,8 @@ def refuse_nulls(parser: ArgumentParser, sources: Sequence[Source]) -> None:
 
 def _shortened(message: str) -> str:
     """The informative lines of one of the parser's messages."""
-    noise = (
-        "Subtypes:",
-        "Errors:",
-        "Given value",
-        "Does not validate against any",
-        "Subclass types expect",
-        "- a class path",
-        "- a dict with",
-        "- Expected a <class 'NoneType'>",
-    )
     lines = [line for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.strip().startswith(noise)] or lines
+    kept = [line for line in lines if not line.strip().startswith(_NOISE)] or lines
     return "\n".join(line[:300] for line in kept[:6])
 
 
@@ -97,13 +92,22 @@ class _NullError(ConfigError):
     """A null where the type has none."""
 
 
+@dataclasses.dataclass
+class _Slot:
+    """A class that was chosen for a key."""
+
+    cls: type
+    path: str
+    arguments: Group  # what its init_args may be
+    given: set[str]  # those that a source or a default gives
+
+
 class _Walk:
     """Looks for the first wrong key, in the order in which the settings were given."""
 
     def __init__(self, root: Group) -> None:
         self._root = root
-        self._classes: dict[Key, tuple[str, Group, set[str]]] = {}
-        # class_path, what its init_args may be, and those that were given, by the key of the slot
+        self._slots: dict[Key, _Slot] = {}
         self._names: dict[Key, set[str]] = {}  # of the items of a mapping, by its key
 
     def run(self, sources: Sequence[Source], required: Sequence[str]) -> None:
@@ -146,9 +150,10 @@ class _Walk:
     def _value(self, hint: Any, value: Any, key: Key, source: Source, default: Any = None) -> None:
         """Find what is wrong with ``value``, if anything, in the alternative that it looks like."""
         value, source = self._nested_file(value, key, source)
-        for part in schema.alternatives(hint):
+        parts = schema.alternatives(hint)
+        base = next((b for b in map(schema.component_base, parts) if b), None)
+        for part in parts:
             items, values = schema.item_hint(part), schema.value_hint(part)
-            base = schema.component_base(part)
             if items is not None and isinstance(value, list | tuple):
                 for index, item in enumerate(value):
                     self._value(items, item, (*key, index), source)
@@ -159,42 +164,26 @@ class _Walk:
                 for name, item in value.items():
                     self._value(values, item, (*key, str(name)), source, defaults.get(name))
                 return
-            if base is not None and isinstance(value, Mapping):
-                slot = self._last_item(key) if source.on_command_line else key
-                self._component(*base, value, slot, source, default)
-                return
-        bases = [b for b in map(schema.component_base, schema.alternatives(hint)) if b]
+        if base is not None and isinstance(value, Mapping):
+            self._component(*base, value, key, source, default)
+            return
         if schema.accepts(hint, value):
-            if bases and isinstance(value, str):  # remember the class for the options after it
+            if base is not None and isinstance(value, str):  # the options after it may be its own
                 with contextlib.suppress(ConfigError):
-                    self._component(*bases[0], value, key, source, default)
+                    self._component(*base, value, key, source, default)
             return
-        if bases and isinstance(value, str):
-            self._no_other_word(hint, bases[0][0], value, key, source)
-            self._component(*bases[0], value, key, source, default)
+        words = schema.choices(hint)
+        classes = {} if base is None else _by_bare_name(base[0])
+        if base is not None and isinstance(value, str) and (not words or "." in value):
+            self._component(*base, value, key, source, default)
             return
+        close = nearest(value, [*words, *classes]) if isinstance(value, str) else None
         refused = _NullError if value is None else ConfigError
         raise refused(
             f"{dotted(key)} is {_shown(value)}",
             where=source.where(key),
             allowed=_rule(hint),
-            way_out=_nearest_choice(hint, value),
-        )
-
-    def _no_other_word(self, hint: Any, base: type, value: str, key: Key, source: Source) -> None:
-        """Where a word or a class may stand, a bare name that is neither is a misspelt one."""
-        words = schema.choices(hint)
-        names = {path.rpartition(".")[2]: path for path in known_classes(base)}
-        if not words or "." in value or value in names:
-            return
-        close = nearest(value, [*words, *names])
-        raise ConfigError(
-            f"{dotted(key)} is {_shown(value)}",
-            where=source.where(key),
-            allowed=f"{', '.join(words)}; or {component_rule(base)}",
-            way_out=f"did you mean {names.get(close, close)}?"
-            if close
-            else f"a class of your own with its module: my_module.{value}",
+            way_out=f"did you mean {classes.get(close, close)}?" if close else None,
         )
 
     def _component(
@@ -202,94 +191,66 @@ class _Walk:
     ) -> None:
         spec: dict[str, Any] = {"class_path": value} if isinstance(value, str) else dict(value)
         arguments = {name: item for name, item in spec.items() if name not in _SPEC}
-        for name in () if source.on_command_line else arguments:
-            close = nearest(name, _SPEC)
-            if close or "class_path" in spec:
-                raise ConfigError(
-                    f"{dotted((*key, name))} is not a known key",
-                    where=source.where((*key, name)),
-                    allowed=", ".join(_SPEC),
-                    way_out=f"did you mean {close}?"
-                    if close
-                    else f"arguments of the class go under {dotted((*key, 'init_args'))}",
-                )
-        path = spec.get("class_path") or self._class_path(key, default)
+        if not source.on_command_line:
+            _refuse_beside_init_args(spec, arguments, key, source)
+        slot = self._slots.get(key)
+        path = spec.get("class_path") or (slot and slot.path) or _plain(default).get("class_path")
         if path is None and not inspect.isabstract(base) and schema.class_schema(base, positional):
             path = public_path(base)
         if path is None:
-            raise self._no_class(base, key, source)
+            close = nearest(str(key[-1]), self._names.get(key[:-1], set()) - {key[-1]})
+            raise ConfigError(
+                f"{dotted(key)} has no class_path",
+                where=source.where(key),
+                allowed=component_rule(base),
+                way_out=f"did you mean {dotted((*key[:-1], close))}?" if close else None,
+            )
         cls = find_class(base, path, dotted(key), source.where((*key, "class_path")))
         if cls is None:
             return
-        path = path if "." in path else public_path(cls)
-        group = schema.class_schema(cls, positional)
-        known = self._classes.get(key)
-        given = (
-            known[2]
-            if known and known[0] == path
-            else set(_plain(_plain(default).get("init_args")))
-        )
-        self._classes[key] = (path, group, given)
+        if slot is None or slot.cls is not cls:
+            path = path if "." in path else public_path(cls)
+            given = set(_plain(_plain(default).get("init_args"))) if slot is None else set()
+            slot = _Slot(cls, path, schema.class_schema(cls, positional), given)
+            self._slots[key] = slot
         if isinstance(spec.get("init_args"), Mapping):
             arguments = {**arguments, **spec["init_args"]}
-        given.update(name.partition(".")[0] for name in arguments)
+        slot.given.update(name.partition(".")[0] for name in arguments)
         inner = (*key, "init_args") if "init_args" in spec else key
-        self._group(group, arguments, inner, source, path)
-
-    def _last_item(self, key: Key) -> Key:
-        """An option may name a list of components, and then means the last of them."""
-        items = [k for k in self._classes if k[: len(key)] == key and len(k) - len(key) <= 1]
-        items = [k for k in items if k == key or isinstance(k[-1], int)]
-        return items[-1] if items else key
-
-    def _class_path(self, key: Key, default: Any) -> str | None:
-        if key in self._classes:
-            return self._classes[key][0]
-        path = _plain(default).get("class_path")
-        return path if isinstance(path, str) else None
+        self._group(slot.arguments, arguments, inner, source, slot.path)
 
     def _unknown(
         self, name: str, group: Group, key: Key, source: Source, owner: str
     ) -> ConfigError:
         close = nearest(name, group)
-        way_out = f"did you mean {close}?" if close else None
         if not close:
-            elsewhere = [full for full in _leaves(self._root) if full.endswith(f".{name}")]
-            way_out = f"did you mean {elsewhere[0]}?" if elsewhere else None
+            everywhere = (dotted(path) for path, _ in _settings(self._root))
+            close = next((full for full in everywhere if full.endswith(f".{name}")), None)
         of = f" of {owner}" if owner else ""
         return ConfigError(
             f"{dotted(key)} is not a known key",
             where=source.where(key),
             allowed=f"the keys{of}: {some(group)}" if group else f"nothing: no keys{of}",
-            way_out=way_out,
-        )
-
-    def _no_class(self, base: type, key: Key, source: Source) -> ConfigError:
-        close = nearest(str(key[-1]), self._names.get(key[:-1], set()) - {key[-1]})
-        return ConfigError(
-            f"{dotted(key)} has no class_path",
-            where=source.where(key),
-            allowed=component_rule(base),
-            way_out=f"did you mean {dotted((*key[:-1], close))}?" if close else None,
+            way_out=f"did you mean {close}?" if close else None,
         )
 
     def _missing(self, sources: Sequence[Source], required: Sequence[str]) -> None:
         """Required keys that no source gives."""
         files = ", ".join(dict.fromkeys(s.name for s in sources if not s.on_command_line))
-        where = files or "no --config was given"
-        for key, setting in _settings(self._root):
-            if dotted(key) in required:
-                raise ConfigError(
-                    f"{dotted(key)} is missing", where=where, allowed=_rule(setting.hint)
-                )
-        for key, (path, group, given) in self._classes.items():
-            for inner, setting in _settings(group):
-                if setting.required and inner[0] not in given:
-                    raise ConfigError(
-                        f"{dotted((*key, 'init_args', *inner))} is missing; {path} needs it",
-                        where=where,
-                        allowed=_rule(setting.hint),
-                    )
+        missed = [(k, s, "") for k, s in _settings(self._root) if dotted(k) in required]
+        for key, slot in self._slots.items():
+            at = key if dataclasses.is_dataclass(slot.cls) else (*key, "init_args")
+            missed += [
+                ((*at, *inner), setting, f"; {slot.path} needs it")
+                for inner, setting in _settings(slot.arguments)
+                if setting.required and inner[0] not in slot.given
+            ]
+        for key, setting, why in missed[:1]:
+            raise ConfigError(
+                f"{dotted(key)} is missing{why}",
+                where=files or "no --config was given",
+                allowed=_rule(setting.hint),
+            )
 
     def _nested_file(self, value: Any, key: Key, source: Source) -> tuple[Any, Source]:
         """A group or a component may be given as the name of a file that holds it."""
@@ -301,17 +262,34 @@ class _Walk:
         return value, source
 
 
+def _refuse_beside_init_args(
+    spec: Mapping[str, Any], arguments: Mapping[str, Any], key: Key, source: Source
+) -> None:
+    """In a file, arguments of a class that is named go under ``init_args``."""
+    for name in arguments:
+        close = nearest(name, _SPEC)
+        if close or "class_path" in spec:
+            raise ConfigError(
+                f"{dotted((*key, name))} is not a known key",
+                where=source.where((*key, name)),
+                allowed=", ".join(_SPEC),
+                way_out=f"did you mean {close}?"
+                if close
+                else f"arguments of the class go under {dotted((*key, 'init_args'))}",
+            )
+
+
+def _by_bare_name(base: type) -> dict[str, str]:
+    return {path.rpartition(".")[2]: path for path in known_classes(base)}
+
+
 def _rule(hint: Any) -> str:
-    parts = schema.alternatives(hint)
-    bases = [base for base in map(schema.component_base, parts) if base]
-    if len(bases) == 1 and len(parts) - (type(None) in parts) == 1:
-        return component_rule(bases[0][0])
-    return schema.describe(hint)
-
-
-def _nearest_choice(hint: Any, value: Any) -> str | None:
-    close = nearest(value, schema.choices(hint)) if isinstance(value, str) else None
-    return f"did you mean {close}?" if close else None
+    """What may be given, with the names of classes after the words."""
+    base = next((b for b in map(schema.component_base, schema.alternatives(hint)) if b), None)
+    if base is None:
+        return schema.describe(hint)
+    words = ", ".join(schema.choices(hint))
+    return f"{words}; or {component_rule(base[0])}" if words else component_rule(base[0])
 
 
 def _settings(group: Group, key: Key = ()) -> Iterable[tuple[Key, Setting]]:
@@ -320,10 +298,6 @@ def _settings(group: Group, key: Key = ()) -> Iterable[tuple[Key, Setting]]:
             yield (*key, name), known
         else:
             yield from _settings(known, (*key, name))
-
-
-def _leaves(group: Group) -> list[str]:
-    return [dotted(key) for key, _ in _settings(group)]
 
 
 def _shown(value: Any) -> str:
@@ -338,7 +312,7 @@ def _has_null(values: Any) -> bool:
 
 
 def _plain(default: Any) -> Mapping[str, Any]:
-    """A default that may be a mapping, a namespace or no mapping at all."""
+    """A default that may be a mapping, a namespace or neither."""
     if isinstance(default, Namespace):
         return default.as_dict()
     return default if isinstance(default, Mapping) else {}

@@ -87,6 +87,8 @@ def choices(hint: Any) -> list[str]:
             found += [word for word in typing.get_args(part) if isinstance(word, str)]
         elif inspect.isclass(part) and issubclass(part, Enum):
             found += part.__members__
+        elif part is bool:
+            found += ["false", "true"]
     return found
 
 
@@ -141,17 +143,10 @@ def describe(hint: Any) -> str:
         return f"a mapping of names to values, each {describe(value_hint(hint))}"
     if item_hint(hint) is not None:
         return f"a list, each item {describe(item_hint(hint))}"
-    words = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "a text",
-        dict: "a mapping",
-        list: "a list",
-        type(None): "null",
-    }
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    words |= {dict: "a mapping", list: "a list", type(None): "null"}
     expression = getattr(hint, "_expression", None)
-    if isinstance(expression, str) and inspect.isclass(hint):
+    if isinstance(expression, str) and inspect.isclass(hint):  # a number with bounds
         kind = next((word for cls, word in words.items() if issubclass(hint, cls)), "a value")
         return kind + " " + re.sub(r"v([<>=!]+)", r"\1 ", expression)
     if inspect.isclass(hint) and issubclass(hint, Enum):

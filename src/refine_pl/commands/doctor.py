@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
 import platform
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
+
+from refine_pl.commands.arguments import Arguments
 
 _SHOWN_PACKAGES = (
     "refine-pl",
@@ -48,17 +48,14 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 if a fit can run on this machine, else 1.
     """
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="refine-pl doctor",
         description="Versions, devices, and which kernels would run. Exit code 1 if a fit cannot.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(argv)
+    as_json = parser.parse_args(argv).json
     report = examine()
-    if options.json:
-        sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n")
-    else:
-        sys.stdout.write(render(report))
+    sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n" if as_json else render(report))
     return 1 if report.problems else 0
 
 
@@ -66,51 +63,52 @@ def examine() -> Report:
     """Look at this machine. Imports torch, and nothing else that is heavy."""
     report = Report()
     report.packages = {name: _version(name) or "not installed" for name in _SHOWN_PACKAGES}
-    _requirements(report)
     report.system = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cache": _cache_folder(),
     }
+    _requirements(report)
     _devices(report)
-    _kernels(report)
+    try:
+        cache = importlib.import_module("refine_pl.data.cache_files").default_cache_dir()
+        report.system["cache"] = str(cache)
+        _kernels(report)
+    except Exception as error:  # a broken installation raises anything
+        report.problems.append(f"this package cannot be imported: {_first_line(error)}")
     return report
 
 
 def render(report: Report) -> str:
     """The report as text of at most 100 columns where names allow it."""
-    parts = [
-        _section("system", [(name, text) for name, text in report.system.items()]),
-        _section("packages", [(name, text) for name, text in report.packages.items()]),
-        _section(
-            "requirements",
-            [
-                (row["requirement"], f"{row['installed'] or 'missing'}: not met")
-                for row in report.requirements
-                if not row["met"]
-            ]
-            or [(f"all {len(report.requirements)} of refine-pl", "met")],
-        ),
-        _section("devices", [(row["device"], row["details"]) for row in report.devices]),
-        _section(
-            "kernels",
-            [
-                (
-                    f"{row['op']}: {row['implementation']}",
-                    f"{'used' if row['chosen'] else 'not used'}, {row['reason']}",
-                )
-                for row in report.kernels
-            ],
-        ),
+    unmet = [
+        (row["requirement"], f"{row['installed'] or 'missing'}: not met")
+        for row in report.requirements
+        if not row["met"]
     ]
-    if report.problems:
-        parts.append("a fit cannot run:\n" + "".join(f"  {text}\n" for text in report.problems))
-    else:
-        parts.append("a fit can run on this machine\n")
+    kernels = [
+        (
+            f"{row['op']}: {row['implementation']}",
+            f"{'used' if row['chosen'] else 'not used'}, {row['reason']}",
+        )
+        for row in report.kernels
+    ]
+    met = (f"all {len(report.requirements)} of refine-pl", "met")
+    parts = [
+        _section("system", report.system.items()),
+        _section("packages", report.packages.items()),
+        _section("requirements", unmet or [met]),
+        _section("devices", [(row["device"], row["details"]) for row in report.devices]),
+        _section("kernels", kernels),
+    ]
+    problems = "".join(f"  {text}\n" for text in report.problems)
+    parts.append(
+        f"a fit cannot run:\n{problems}" if problems else "a fit can run on this machine\n"
+    )
     return "\n".join(parts)
 
 
-def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
+def _section(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     return f"{title}\n" + "".join(f"  {name:<{width}}  {text}\n" for name, text in rows)
 
@@ -126,28 +124,18 @@ def _requirements(report: Report) -> None:
     try:
         from packaging.requirements import Requirement
 
-        found = requires("refine-pl") or []
+        found = [Requirement(text) for text in requires("refine-pl") or []]
     except (PackageNotFoundError, ImportError) as error:
         report.problems.append(f"refine-pl is not installed: no package {error.name}")
         return
-    for text in found:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+    for needed in found:
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
-        installed = _version(requirement.name)
-        met = installed is not None and requirement.specifier.contains(installed, prereleases=True)
-        report.requirements.append(
-            {"requirement": str(requirement), "installed": installed, "met": met}
-        )
+        there = _version(needed.name)
+        met = there is not None and needed.specifier.contains(there, prereleases=True)
+        report.requirements.append({"requirement": str(needed), "installed": there, "met": met})
         if not met:
-            report.problems.append(f"{requirement} is required, found {installed or 'nothing'}")
-
-
-def _cache_folder() -> str:
-    try:
-        return str(importlib.import_module("refine_pl.data.cache_files").default_cache_dir())
-    except ImportError as error:
-        return f"unknown: {error}"
+            report.problems.append(f"{needed} is required, found {there or 'nothing'}")
 
 
 def _devices(report: Report) -> None:
@@ -157,42 +145,28 @@ def _devices(report: Report) -> None:
         report.problems.append(f"torch cannot be imported: {_first_line(error)}")
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    report.devices.append(
-        {"device": "cpu", "details": f"{cores} cores, {torch.get_num_threads()} torch threads"}
-    )
+    found = {"cpu": f"{cores} cores, {torch.get_num_threads()} torch threads"}
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = f"torch is built for CUDA {built}" if built else "torch is built without CUDA"
-        report.devices.append({"device": "cuda", "details": f"none found; {why}"})
-        return
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        details = (
-            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
-            f"capability {properties.major}.{properties.minor}"
-        )
-        report.devices.append({"device": f"cuda:{index}", "details": details})
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        found["cuda"] = f"none found; torch is built {built}"
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(index)
+        gib = gpu.total_memory / 2**30
+        found[f"cuda:{index}"] = f"{gpu.name}, {gib:.0f} GiB, capability {gpu.major}.{gpu.minor}"
+    report.devices = [{"device": name, "details": text} for name, text in found.items()]
 
 
 def _kernels(report: Report) -> None:
-    try:
-        rows = importlib.import_module("refine_kernels.backends").report()
-    except Exception as error:
-        report.problems.append(f"the kernels cannot be examined: {_first_line(error)}")
-        return
-    report.kernels = [
-        {
-            "op": row.op,
-            "implementation": row.implementation,
-            "chosen": row.chosen,
-            "reason": row.reason,
-        }
-        for row in rows
+    names = ("op", "implementation", "chosen", "reason")
+    rows = importlib.import_module("refine_kernels.backends").report()
+    report.kernels = [{name: getattr(row, name) for name in names} for row in rows]
+    usable = {row.op for row in rows if row.chosen}
+    report.problems += [
+        f"no implementation of {op} can run"
+        for op in dict.fromkeys(row.op for row in rows)
+        if op not in usable
     ]
-    for op in dict.fromkeys(row.op for row in rows):
-        if not any(row.chosen for row in rows if row.op == op):
-            report.problems.append(f"no implementation of {op} can run")
 
 
 def _first_line(error: Exception) -> str:
-    return re.split(r"\n", str(error).strip() or type(error).__name__)[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
