@@ -343,10 +343,13 @@ def test_the_configuration_of_a_training_run_can_be_tested_with(built, workplace
         "class_path": "refine_pl.data.NeedleInAHaystack",
         "init_args": {"kind": "single", "lengths": [128]},
     }
-    arguments = {"tokenizer": {"class_path": "refine_pl.data.Bytes"}, "test": {"a": rows}}
-    data = {"class_path": "refine_pl.data.TaskData", "init_args": arguments}
+    data = {"class_path": "refine_pl.data.TaskData", "init_args": {"test": {"a": rows}}}
     (workplace / "rows.yaml").write_text(yaml.safe_dump({"data": data}))
     saved = resolved("fit", "--config", "staged.yaml")
     (workplace / "saved.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
-    found = built("--config", "rows.yaml", command="test", file="saved.yaml")
+    checkpoint = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": {}}
+    checkpoint["refine_pl"] = {"tokenizer": {"class_path": "refine_pl.data.Bytes"}}
+    torch.save(checkpoint, workplace / "run.ckpt")
+    options = ["--config", "rows.yaml", "--ckpt_path", "run.ckpt"]
+    found = built(*options, command="test", file="saved.yaml")
     assert kinds(found) == ["ModelCheckpoint", "ProgressBar"]  # the first is Lightning's own

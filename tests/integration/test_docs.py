@@ -205,6 +205,9 @@ def instantiate(config):
     parser.add_subclass_arguments(LightningDataModule, "data")
     parser.add_argument("--callbacks", type=list[Callback])
     given = {"model": config["model"], "data": config["data"]}
+    arguments = given["data"]["init_args"]
+    if "tokenizer" in arguments and arguments["tokenizer"] is None:  # test finds that of the model
+        arguments["tokenizer"] = {"class_path": "refine_pl.data.Bytes"}
     given["callbacks"] = config["trainer"]["callbacks"]
     parser.instantiate_classes(parser.parse_object(given))
 

@@ -105,6 +105,15 @@ def all_values(source: Source, key: str) -> list[Any]:
     return list(_values(source.values, key, source))
 
 
+def since_class(sources: Sequence[Source], key: str) -> Sequence[Source]:
+    """The sources from the last one on that names the class of ``key``; it drops earlier ones."""
+    for number in reversed(range(len(sources))):
+        given = all_values(sources[number], f"{key}.class_path") + all_values(sources[number], key)
+        if any(isinstance(value, str) for value in given):
+            return sources[number:]
+    return sources
+
+
 def name_of_run(sources: Sequence[Source]) -> str | None:
     """The name of the last configuration file among the sources, without its suffix."""
     files = [source.name for source in sources if source.name.endswith((".yaml", ".yml", ".json"))]

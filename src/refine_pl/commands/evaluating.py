@@ -23,7 +23,7 @@ from refine_pl.commands import lightning_cli
 from refine_pl.commands.callback_keys import evaluation_callbacks
 from refine_pl.commands.checkpoints import tokenizer_of
 from refine_pl.commands.config_classes import find_class
-from refine_pl.commands.config_sources import Source, last_value, name_of_run
+from refine_pl.commands.config_sources import Source, last_value, name_of_run, since_class
 from refine_pl.errors import ConfigError
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -207,7 +207,8 @@ def _options_for_prompts(sources: Sequence[Source]) -> list[str]:
 
 def _needs_tokenizer(path: str, sources: Sequence[Source]) -> bool:
     keys = (_TOKENIZER, "data.tokenizer")
-    if any(last_value(sources, key) is not None for key in keys):
+    own = since_class(sources, "data")
+    if any(last_value(own, key) is not None for key in keys):
         return False
     cls = find_class(LightningDataModule, path, "data.class_path", "data.class_path")
     return cls is not None and "tokenizer" in inspect.signature(cls).parameters
