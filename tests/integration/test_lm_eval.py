@@ -17,7 +17,7 @@ pytest.importorskip("lm_eval", reason="pip install 'refine-pl[lm-eval]'")
 
 from lm_eval.api.instance import Instance
 
-from refine_pl.evaluation.harness import Generation, PolicyLM
+from refine_pl.evaluation.harness import PolicyLM, answering_of
 
 TEXTS = ["the cat sat on the mat", "a", "", "on the mat sat the cat and the dog, both of them"]
 
@@ -112,13 +112,16 @@ def test_a_generation_ends_before_a_stop_string_and_samples_are_repeatable(model
 
 
 def test_generation_settings():
-    settings = Generation({"until": "\n", "max_new_tokens": 5, "do_sample": False, "num_beams": 1})
-    assert (settings.until, settings.budget, settings.samples) == (("\n",), 5, False)
-    assert Generation({}).budget == 256
-    assert not Generation({"do_sample": True, "temperature": 0.0}).samples
-    assert Generation({"do_sample": True}).temperature == 1.0
+    found = answering_of({"until": "\n", "max_new_tokens": 5, "do_sample": False, "num_beams": 1})
+    assert (found.stop, found.budget, found.decoding) == (("\n",), 5, "greedy")
+    assert answering_of({}).budget == 256
+    assert answering_of({"do_sample": True, "temperature": 0.0}).decoding == "greedy"
+    assert answering_of({"temperature": 0.5, "top_k": 3}).decoding == "greedy"
+    sample = answering_of({"do_sample": True, "top_k": 0, "top_p": 0.5})
+    assert (sample.decoding, sample.temperature) == ("sample", 1.0)
+    assert (sample.top_k, sample.top_p) == (None, 0.5)
     with pytest.raises(ConfigError, match="sets num_beams to 4"):
-        Generation({"num_beams": 4})
+        answering_of({"num_beams": 4})
 
 
 @pytest.fixture

@@ -165,6 +165,10 @@ def test_stops_and_steps():
     policy, prompts = delta_net(), batch([6, 9, 4])
     asked, steps = [], []
 
+    def choose(logits, rows, step):
+        steps.append(len(rows))
+        return greedy(logits, rows, step)
+
     def is_stopped(row, tokens):
         asked.append((row, len(tokens)))
         return row == 1 and len(tokens) == 3
@@ -174,9 +178,8 @@ def test_stops_and_steps():
         prompts,
         budgets(5, 5, 0),
         eos_token_id=None,
-        choose=greedy,
+        choose=choose,
         is_stopped=is_stopped,
-        on_step=steps.append,
     )
     assert made.finish == ("length", "stop", "length")
     assert made.num_tokens.tolist() == [5, 3, 0]

@@ -166,7 +166,7 @@ def test_a_stop_that_comes_too_early_would_be_noticed():
         ({"temperature": 0.5}, "temperature is 0.5, but decoding is greedy"),
         ({"top_k": 5}, "top_k"),
         ({"top_p": 0.5}, "top_p"),
-        ({"decoding": "sample", "top_p": 1.5}, "no probability"),
+        ({"decoding": "sample", "top_p": 1.5}, "not a probability"),
         ({"stop": ["ok", ""]}, "empty"),
     ],
 )

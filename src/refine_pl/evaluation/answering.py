@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -15,17 +15,7 @@ from refine_pl.evaluation.generation import Choose, continue_prompts
 from refine_pl.evaluation.stops import stop_at, stop_of
 from refine_pl.randomness import RowRandom
 from refine_pl.task_records import Answer, TaskBatch
-
-
-class Decoder(Protocol):
-    """What answering needs of a tokenizer."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id that ends a text, or None."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+from refine_pl.tokenizers import Tokenizer
 
 
 class Answering:
@@ -38,7 +28,7 @@ class Answering:
         decoding: ``greedy`` takes the most likely token, ``sample`` draws one from the row's own
             stream of random numbers.
         temperature: of ``sample``; 1 if left out.
-        top_k: of ``sample``: only so many most likely tokens; all if left out.
+        top_k: of ``sample``: only this number of most likely tokens; all if left out.
         top_p: of ``sample``: only the most likely tokens that together have this probability.
         budget: the most tokens of every answer; each row's own ``max_gen_tokens`` if left out.
         stop: an answer ends before the first of these texts.
@@ -62,22 +52,22 @@ class Answering:
         prompts_at_once: PositiveInt | None = None,
     ) -> None:
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        for name, value in given.items():
-            if decoding == "greedy" and value is not None:
-                raise ConfigError(
-                    f"{name} is {value:g}, but decoding is greedy, which takes the most likely "
-                    "token",
-                    where=f"model.answering.init_args.{name}",
-                    allowed=f"{name} with decoding: sample",
-                    way_out=f"leave {name} out, or decoding: sample",
-                )
+        name = next((name for name, value in given.items() if value is not None), None)
+        if decoding == "greedy" and name is not None:
+            raise ConfigError(
+                f"{name} is {given[name]:g}, but decoding is greedy, which takes the most likely "
+                "token",
+                where=f"model.answering.init_args.{name}",
+                allowed=f"{name} with decoding: sample",
+                way_out=f"leave {name} out, or decoding: sample",
+            )
         if top_p is not None and top_p > 1:
             raise ConfigError(
-                f"top_p is {top_p:g}, which is no probability",
+                f"top_p is {top_p:g}, which is not a probability",
                 where="model.answering.init_args.top_p",
                 allowed="a number above 0, at most 1",
             )
-        if any(not string for string in stop or ()):
+        if "" in (stop or ()):
             raise ConfigError(
                 "a stop string is empty, and would end every answer before it begins",
                 where="model.answering.init_args.stop",
@@ -94,21 +84,25 @@ class Answering:
 
     def describe(self) -> dict[str, Any]:
         """All that decides which tokens are answered, as plain values."""
-        settings: dict[str, Any] = {"decoding": str(self.decoding)}
-        if self.decoding == "sample":
-            settings["temperature"] = float(self.temperature or 1.0)
-            settings["top_k"] = None if self.top_k is None else int(self.top_k)
-            settings["top_p"] = None if self.top_p is None else float(self.top_p)
-        settings["budget"] = None if self.budget is None else int(self.budget)
-        return {**settings, "stop": list(self.stop), "task_stops": bool(self.task_stops)}
+        sample = {
+            "temperature": float(self.temperature or 1.0),
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+        }
+        return {
+            "decoding": self.decoding,
+            **(sample if self.decoding == "sample" else {}),
+            "budget": self.budget,
+            "stop": list(self.stop),
+            "task_stops": self.task_stops,
+        }
 
     def answer(
         self,
         policy: FastWeightLM,
         batch: TaskBatch,
-        tokenizer: Decoder,
+        tokenizer: Tokenizer,
         generator: RowRandom | None = None,
-        on_step: Callable[[int], None] | None = None,
     ) -> list[Answer]:
         """One answer for each row of ``batch``.
 
@@ -117,7 +111,6 @@ class Answering:
             batch: the prompts as tokens, with their rows.
             tokenizer: tokens to text.
             generator: one stream for each row; only ``sample`` needs it.
-            on_step: called after each step with the number of tokens that it made.
 
         Raises:
             ValueError: ``sample`` without a generator.
@@ -138,7 +131,6 @@ class Answering:
             eos_token_id=tokenizer.eos_token_id,
             choose=self._choose(generator, max(budgets, default=0)),
             is_stopped=lambda row, tokens: end(row, tokens) is not None,
-            on_step=on_step,
             prompts_at_once=self.prompts_at_once,
         )
         answers = []
@@ -162,10 +154,7 @@ class Answering:
             return greedy
         if generator is None:
             raise ValueError("sampling needs a generator with one stream for each row")
+        temperature = self.temperature or 1.0
         return sampling(
-            generator,
-            length,
-            temperature=self.temperature or 1.0,
-            top_k=self.top_k,
-            top_p=self.top_p,
+            generator, length, temperature=temperature, top_k=self.top_k, top_p=self.top_p
         )

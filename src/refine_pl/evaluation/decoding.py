@@ -33,7 +33,7 @@ def sampling(
         length: steps that may be taken.
         copies: rows of each prompt.
         temperature: that logits are divided by.
-        top_k: only so many most likely tokens.
+        top_k: only this number of most likely tokens.
         top_p: only the most likely tokens that together have this probability.
     """
     uniform = generator.rand(length, copies).transpose(1, 2).flatten(0, 1)  # [R, length]
@@ -56,9 +56,8 @@ def narrowed(
     logits = logits.double() / temperature
     if top_k is None and top_p is None:
         return logits
-    ordered, index = logits.sort(
-        dim=-1, descending=True, stable=True
-    )  # of equals the first ones stay
+    # Stable: of equal tokens the first ones stay.
+    ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     dropped = torch.zeros_like(ordered, dtype=torch.bool)
     if top_k is not None:
         dropped[..., top_k:] = True

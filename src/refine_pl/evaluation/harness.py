@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from refine_pl.backbones.base import FastWeightLM, Forks
 from refine_pl.errors import ConfigError
-from refine_pl.evaluation.decoding import greedy, sampling
-from refine_pl.evaluation.generation import Choose, continue_prompts
-from refine_pl.evaluation.stops import stop_at
+from refine_pl.evaluation.answering import Answering
 from refine_pl.randomness import RowRandom, stream_seed
 from refine_pl.records import Batch
+from refine_pl.task_records import TaskBatch, TaskRow
+from refine_pl.tokenizers import Tokenizer
 
 _BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_BUDGET = 256  # as in the harness
@@ -37,24 +37,6 @@ _IDLE = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
 Item = TypeVar("Item")
 Ids = tuple[int, ...]
 Scored = tuple[float, bool]  # log-probability in nats; whether greedy decoding would give it
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id that ends a text, or None."""
-
-    @property
-    def label(self) -> str:
-        """For people."""
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
 
 
 class PolicyLM(TemplateLM):
@@ -181,10 +163,10 @@ class PolicyLM(TemplateLM):
             tokens = self.tok_encode(context) or [self.eot_token_id]
             groups.setdefault(key, []).append((number, tokens, stream))
         for key, group in groups.items():
-            settings = Generation(json.loads(key))
+            answering = answering_of(json.loads(key))
             group.sort(key=lambda row: -len(row[1]))
             for rows in self._batches(group, "generation", disable_tqdm):
-                texts = self._generate(rows, settings)
+                texts = self._continued(rows, answering)
                 for (number, _, _), text in zip(rows, texts, strict=True):
                     results[number] = text
                     self.cache_hook.add_partial("generate_until", requests[number].args, text)
@@ -216,30 +198,18 @@ class PolicyLM(TemplateLM):
             for n, continuation in enumerate(rest)
         }
 
-    def _generate(
-        self, rows: Sequence[tuple[int, list[int], int]], settings: Generation
+    def _continued(
+        self, rows: Sequence[tuple[int, list[int], int]], answering: Answering
     ) -> list[str]:
-        tokens, num_tokens = self._padded([row for _, row, _ in rows])
-        streams = tuple(stream for _, _, stream in rows)
-
-        def stopped(row: int, made: Sequence[int]) -> bool:
-            return stop_at(self.text.decode(made), settings.until) is not None
-
+        """What follows each context; rows are a number, the context and the stream of samples."""
+        streams = tuple(stream for *_, stream in rows)
+        prompts = Batch(*self._padded([context for _, context, _ in rows]), streams)
+        questions = (TaskRow("", "", "", (), _DEFAULT_BUDGET),) * len(rows)
+        batch = TaskBatch(prompts, questions, (0,) * len(rows))
+        generator = RowRandom(self.seed, 0, streams, "lm-eval")
         with self.autocast():
-            answers = continue_prompts(
-                self.policy,
-                Batch(tokens, num_tokens, streams),
-                torch.full((len(rows),), settings.budget),
-                eos_token_id=self.text.eos_token_id,
-                choose=settings.choose(RowRandom(self.seed, 0, streams, "lm-eval")),
-                is_stopped=stopped if settings.until else None,
-            )
-        texts = []
-        for i, finish in enumerate(answers.finish):
-            made = answers.row(i)
-            text = self.text.decode(made[:-1] if finish == "eos" else made)
-            texts.append(text[: stop_at(text, settings.until)])
-        return texts
+            answers = answering.answer(self.policy, batch, self.text, generator)
+        return [answer.text for answer in answers]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as ``tokens [B, T]`` and ``num_tokens [B]``, on the policy's device."""
@@ -257,54 +227,35 @@ class PolicyLM(TemplateLM):
                 bar.update(len(batch))
 
 
-class Generation:
-    """How a task wants its contexts continued.
-
-    Args:
-        settings: the task's ``generation_kwargs``.
+def answering_of(settings: Mapping[str, Any]) -> Answering:
+    """How a task wants its contexts continued, by its ``generation_kwargs``.
 
     Raises:
-        ConfigError: a setting that is not there here, or settings that contradict each other.
+        ConfigError: a setting that does not exist here, or settings that contradict each other.
     """
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        given = dict(settings)
-        until = given.pop("until", None) or []
-        self.until = tuple(s for s in ([until] if isinstance(until, str) else until) if s)
-        budgets = [given.pop(name) for name in _BUDGETS if given.get(name) is not None]
-        self.budget = int(budgets[0]) if budgets else _DEFAULT_BUDGET
-        self.temperature = float(given.pop("temperature", None) or 0.0)
-        # As in the harness: a temperature alone does not sample, and none is 1 where one does.
-        self.do_sample = bool(given.pop("do_sample", False))
-        if self.do_sample and "temperature" not in settings:
-            self.temperature = 1.0
-        self.top_k = given.pop("top_k", None)
-        self.top_p = given.pop("top_p", None)
-        unknown = {k: v for k, v in given.items() if v is not None and _IDLE.get(k) != v}
-        if unknown:
-            name, value = next(iter(unknown.items()))
-            raise ConfigError(
-                f"a task sets {name} to {value!r} in its generation_kwargs",
-                allowed="until, max_gen_toks, do_sample, temperature, top_k, top_p",
-                way_out="leave the task out, or write one of your own without it",
-            )
-
-    @property
-    def samples(self) -> bool:
-        """Whether tokens are drawn; a temperature of 0 is greedy decoding."""
-        return self.do_sample and self.temperature > 0
-
-    def choose(self, generator: RowRandom) -> Choose:
-        """How the next tokens are picked."""
-        if not self.samples:
-            return greedy
-        return sampling(
-            generator,
-            self.budget,
-            temperature=self.temperature,
-            top_k=int(self.top_k) if self.top_k else None,
-            top_p=self.top_p,
+    given = {name: value for name, value in settings.items() if value is not None}
+    until = given.pop("until", [])
+    budgets = [given.pop(name) for name in _BUDGETS if name in given]
+    # As in the harness: a temperature alone does not sample, and without one it is 1.
+    temperature = float(given.pop("temperature", 1.0 if "temperature" not in settings else 0.0))
+    sample = {"top_k": given.pop("top_k", None) or None, "top_p": given.pop("top_p", None)}
+    if not given.pop("do_sample", False) or temperature == 0:
+        sample = {}
+    else:
+        sample |= {"decoding": "sample", "temperature": temperature}
+    unknown = [name for name, value in given.items() if _IDLE.get(name) != value]
+    if unknown:
+        raise ConfigError(
+            f"a task sets {unknown[0]} to {given[unknown[0]]!r} in its generation_kwargs",
+            allowed="until, max_gen_toks, do_sample, temperature, top_k, top_p",
+            way_out="leave the task out, or write one of your own without it",
         )
+    return Answering(
+        **sample,
+        budget=int(budgets[0]) if budgets else _DEFAULT_BUDGET,
+        stop=[text for text in ([until] if isinstance(until, str) else until) if text],
+        task_stops=False,
+    )
 
 
 def _stacked(rows: Sequence[Sequence[Sequence[int]]], padding: int) -> Tensor:
