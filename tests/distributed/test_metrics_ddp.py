@@ -14,7 +14,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from refine_pl.evaluation import MeanScore, RULES, TaskScore, TaskScores
+from refine_pl.evaluation import RULES, AnswerScore, MeanScore, TaskScore, TaskScores
+from refine_pl.task_records import Answer, TaskRow
+
+
+def answer(row):
+    question = TaskRow("row", row["task"], "?", tuple(row["answers"]), 8)
+    return Answer(question, row["response"], 1, 1, 0, "eos")
 
 
 def work(rank, rows, path):
@@ -31,7 +37,9 @@ def work(rank, rows, path):
             by_task.update([row["task"]], [row["response"]], [row["answers"]])
         qasper = [row for row in mine if row["task"] == "qasper"]
         one.update([r["response"] for r in qasper], [r["answers"] for r in qasper])
-        found[name] = {"qasper": one.compute().item(),
+        answers = AnswerScore()
+        answers.update(map(answer, mine))
+        found[name] = {"qasper": one.compute().item(), "answers": answers.compute().item(),
                        **{key: value.item() for key, value in by_task.compute().items()}}
         one.reset()
         assert one.num_rows == 0
@@ -64,6 +72,7 @@ def test_two_processes_equal_one(tmp_path):
     for share in ("unequal", "none on one"):
         means = found[share]
         assert means["qasper"] == pytest.approx(sum(scores) / len(scores), abs=1e-12)
+        assert means["answers"] == pytest.approx((sum(scores) + 1) / len(rows), abs=1e-12)
         assert means["qasper/qa_f1"] == pytest.approx(means["qasper"], abs=1e-12)
         assert means["ruler_squadqa/ruler_qa"] == pytest.approx(1 / 3)
         assert means["ruler_squadqa/ruler_qa_official"] == pytest.approx(2 / 3)

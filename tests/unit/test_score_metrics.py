@@ -1,6 +1,7 @@
 """Mean scores as torchmetrics classes, in one process."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from torchmetrics import Metric, MetricCollection
 
 from refine_pl import evaluation
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.evaluation import TASK_RULES, MeanScore, TaskScore, TaskScores, score
+from refine_pl.evaluation import (
+    TASK_RULES,
+    AnswerScore,
+    MeanScore,
+    TaskScore,
+    TaskScores,
+    score,
+)
+from refine_pl.task_records import Answer, TaskRow
 
 CLASSES = {
     "NeedleRecall": "niah_single",
@@ -66,6 +75,27 @@ def test_rows_of_several_tasks():
         "ruler_squadqa/ruler_qa": 0.5,
         "ruler_squadqa/ruler_qa_official": 1.0,
     }
+
+
+def answer(task, text, references):
+    return Answer(TaskRow("row", task, "?", tuple(references), 8), text, 1, 1, 0, "eos")
+
+
+def test_answers_of_any_tasks():
+    metric = AnswerScore()
+    tasks = ["trec", "qasper", "ruler_squadqa", "lcc"]
+    answers = list(map(answer, tasks, RESPONSES, REFERENCES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.update([])  # a process without rows
+        assert metric.compute().isnan()
+        metric.update(answers[:1])
+        metric.update(answers[1:])
+        found = metric.compute().item()
+    assert found == pytest.approx(sum(map(score, tasks, RESPONSES, REFERENCES)) / 4, abs=1e-15)
+    with pytest.raises(DataError, match="without references"):
+        metric.update([*answers, answer("trec", "City", [])])
+    assert metric.num_rows == 4
 
 
 def test_half_precision_of_a_model_leaves_sums_alone():

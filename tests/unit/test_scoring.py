@@ -231,7 +231,7 @@ def test_a_rule_of_ones_own(tasks, tmp_path, monkeypatch):
         (lambda: register("mine", "f1", cut="firstline"), "did you mean 'first_line'"),
         (lambda: register("mine", "no_such_module.f"), "cannot be imported"),
         (lambda: register("mine", "math.f"), "cannot be imported"),
-        (lambda: register("mine", "math.pi"), "is no function"),
+        (lambda: register("mine", "math.pi"), "is not a function"),
         (lambda: register("qasper", "exact_match"), "has a rule already: qa_f1"),
         (lambda: register(" ", "f1"), "name of a task is empty"),
         (lambda: register_rules({"mine": {"cut": "whole"}}), "the keys rule and cut"),

@@ -1,13 +1,22 @@
 """How good answers are: rules of the benchmarks, metrics around them, intervals and comparisons.
 
-The names below are loaded when they are first used, so that nothing here imports Lightning,
-torchmetrics or rouge before it is needed.
+Most names are loaded when they are first used, so that scoring imports neither torch nor
+torchmetrics nor rouge before it needs them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from refine_pl.evaluation.tasks import (
+    RULES,
+    TASK_RULES,
+    Rule,
+    register,
+    register_rules,
+    score,
+    scores,
+)
 from refine_pl.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
     )
     from refine_pl.evaluation.metrics import (
         QAF1,
+        AnswerScore,
         Classification,
         CodeSimilarity,
         MeanScore,
@@ -30,20 +40,12 @@ if TYPE_CHECKING:
         TaskScore,
         TaskScores,
     )
-    from refine_pl.evaluation.tasks import (
-        RULES,
-        TASK_RULES,
-        Rule,
-        register,
-        register_rules,
-        score,
-        scores,
-    )
 
 __all__ = [
     "QAF1",
     "RULES",
     "TASK_RULES",
+    "AnswerScore",
     "Answering",
     "Classification",
     "CodeSimilarity",
@@ -65,29 +67,15 @@ __all__ = [
     "scores",
 ]
 
+_METRICS = (
+    *("AnswerScore", "MeanScore", "TaskScore", "TaskScores", "NeedleRecall", "RulerQA"),
+    *("RulerQAOfficial", "QAF1", "RougeL", "Classification", "CodeSimilarity"),
+)
+_BOOTSTRAP = ("Interval", "PairedDifference", "mean_interval", "paired_difference")
 _HOMES = {
     "Answering": "answering",
-    "Classification": "metrics",
-    "CodeSimilarity": "metrics",
-    "Interval": "bootstrap",
-    "mean_interval": "bootstrap",
-    "MeanScore": "metrics",
-    "NeedleRecall": "metrics",
-    "paired_difference": "bootstrap",
-    "PairedDifference": "bootstrap",
-    "QAF1": "metrics",
-    "register": "tasks",
-    "register_rules": "tasks",
-    "RougeL": "metrics",
-    "Rule": "tasks",
-    "RulerQA": "metrics",
-    "RulerQAOfficial": "metrics",
-    "RULES": "tasks",
-    "score": "tasks",
-    "scores": "tasks",
-    "TASK_RULES": "tasks",
-    "TaskScore": "metrics",
-    "TaskScores": "metrics",
+    **dict.fromkeys(_BOOTSTRAP, "bootstrap"),
+    **dict.fromkeys(_METRICS, "metrics"),
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -77,10 +76,7 @@ def mean_interval(
     Raises:
         DataError: no scores, or one that is not finite.
     """
-    values = np.sort(_values(scores, "scores"))
-    means = _resampled_means(values, resamples, seed)
-    low, high = _quantiles(means, level)
-    return Interval(float(values.mean()), low, high, len(values), level, resamples)
+    return average_interval([scores], level=level, resamples=resamples, seed=seed)
 
 
 def average_interval(
@@ -89,20 +85,11 @@ def average_interval(
     """The mean of the groups' means, each group counting alike, and its interval.
 
     A benchmark's average over its tasks: rows are drawn inside their group, each with draws of its
-    own.
-
-    Args:
-        groups: scores of each group, at least one group of at least one row.
-        level: as in :func:`mean_interval`.
-        resamples: as in :func:`mean_interval`.
-        seed: of the draws.
-
-    Raises:
-        DataError: no groups, an empty one, or a score that is not finite.
+    own. Arguments and errors are those of :func:`mean_interval`, for each group.
     """
     if not groups:
         raise DataError("there are no groups: an average needs at least one")
-    values = [np.sort(_values(scores, "scores of a group")) for scores in groups]
+    values = [np.sort(_finite(scores, "scores")) for scores in groups]
     means = [_resampled_means(group, resamples, seed + i) for i, group in enumerate(values)]
     low, high = _quantiles(np.mean(means, axis=0), level)
     mean = float(np.mean([group.mean() for group in values]))
@@ -133,12 +120,19 @@ def paired_difference(
     Raises:
         DataError: the ids differ, there are none, or a score is not finite.
     """
-    _check_same_rows(a, b)
-    ids = sorted(a)
-    here = _values([a[key] for key in ids], "scores of a")
-    there = _values([b[key] for key in ids], "scores of b")
+    if a.keys() != b.keys():
+        alone = _shown([key for key in a if key not in b], "only in a")
+        alone += _shown([key for key in b if key not in a], "only in b")
+        raise DataError(
+            "the two runs did not score the same rows: " + ", ".join(alone),
+            allowed="the same row ids in both",
+            way_out="test both on the same data, and to the end",
+        )
+    ids = sorted(a)  # the order in which rows come changes no rounding
+    here = _finite([a[key] for key in ids], "scores of a")
+    there = _finite([b[key] for key in ids], "scores of b")
     differences = here - there
-    means = _resampled_means(differences, resamples, seed)
+    means = _resampled_means(np.sort(differences), resamples, seed)
     low, high = _quantiles(means, level)
     return PairedDifference(
         float(here.mean()),
@@ -153,7 +147,7 @@ def paired_difference(
     )
 
 
-def _values(scores: Scores, what: str) -> npt.NDArray[np.float64]:
+def _finite(scores: Scores, what: str) -> npt.NDArray[np.float64]:
     """The scores as an array, checked."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
@@ -165,7 +159,6 @@ def _values(scores: Scores, what: str) -> npt.NDArray[np.float64]:
         raise DataError(
             f"{bad.size} of {values.size} {what} are not finite, the first is "
             f"{values[bad[0]]} at index {bad[0]}",
-            way_out="leave out rows that were not scored before asking for a mean",
         )
     return values
 
@@ -176,15 +169,11 @@ def _resampled_means(
     """Means ``[resamples]`` of as many rows as there are, drawn with replacement."""
     if resamples < 1:
         raise ConfigError(f"resamples is {resamples}", allowed="at least 1")
-    values = np.sort(values)  # rows that arrive in another order are the same rows
     generator = np.random.default_rng(seed)
-    rows = values.size
-    block = max(1, _BLOCK // rows)
-    means = [
-        values[generator.integers(0, rows, (min(block, resamples - start), rows))].mean(axis=1)
-        for start in range(0, resamples, block)
-    ]
-    return np.concatenate(means)
+    block = max(1, _BLOCK // values.size)
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    draws = (generator.integers(0, values.size, (size, values.size)) for size in sizes)
+    return np.concatenate([values[rows].mean(axis=1) for rows in draws])
 
 
 def _quantiles(means: npt.NDArray[np.float64], level: float) -> tuple[float, float]:
@@ -194,22 +183,6 @@ def _quantiles(means: npt.NDArray[np.float64], level: float) -> tuple[float, flo
     return float(low), float(high)
 
 
-def _check_same_rows(a: Mapping[str, float], b: Mapping[str, float]) -> None:
-    alone = {
-        "only in a": [key for key in a if key not in b],
-        "only in b": [key for key in b if key not in a],
-    }
-    if any(alone.values()):
-        lines = [
-            f"{len(keys)} {where} ("
-            + ", ".join(map(str, islice(keys, 3)))
-            + (", ..." if len(keys) > 3 else "")
-            + ")"
-            for where, keys in alone.items()
-            if keys
-        ]
-        raise DataError(
-            "the two runs did not score the same rows: " + ", ".join(lines),
-            allowed="the same row ids in both",
-            way_out="test both on the same data, and to the end",
-        )
+def _shown(keys: Sequence[str], where: str) -> list[str]:
+    more = ", ..." if len(keys) > 3 else ""
+    return [f"{len(keys)} {where} ({', '.join(map(str, keys[:3]))}{more})"] if keys else []

@@ -1,12 +1,13 @@
-"""Mean scores as torchmetrics classes: sums and counts, added up over the ranks.
+"""Mean scores as torchmetrics classes: sums and counts, added up over the processes.
 
-``compute()`` is the mean over all rows of all ranks, each row counted once, whatever number of rows
-or of batches a rank had (also none). Values are ratios in [0, 1]; tables show them times 100.
+``compute()`` is the mean over all rows of all processes, each row counted once, whatever number of
+rows or of batches a process had (also none). Values are ratios in [0, 1]; tables show them times
+100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,41 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.evaluation.tasks import RULES, Rule, rule_of
+from refine_pl.evaluation.tasks import RULES, Rule, rule_of, rules_of, score
 from refine_pl.randomness import stream_seed
+from refine_pl.task_records import Answer
 
 
-class MeanScore(Metric):
+class _Means(Metric):
+    """Means of several kinds of rows.
+
+    Args:
+        size: how many kinds.
+        names: what tells this metric from others. A ``MetricCollection`` takes metrics whose states
+            agree after the first batch for the same one, and updates only one of them from then on:
+            two rules often agree on a first batch.
+        **kwargs: of ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    num_rows: Tensor
+
+    def __init__(self, size: tuple[int, ...], names: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        zeros = torch.zeros(size, dtype=torch.float64)  # a million rows add up without rounding
+        self.add_state("total", default=zeros, dist_reduce_fx="sum")
+        self.add_state("num_rows", default=zeros.long(), dist_reduce_fx="sum")
+        self.add_state("rule_id", default=torch.tensor(stream_seed(*names)), dist_reduce_fx="max")
+
+    def compute(self) -> Any:
+        """``[]`` float64 in [0, 1]; nan if there was no row on any process."""
+        return self.total / self.num_rows
+
+
+class MeanScore(_Means):
     """Mean of a rule over rows.
 
     Args:
@@ -26,21 +57,12 @@ class MeanScore(Metric):
         **kwargs: of ``torchmetrics.Metric``.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
-    total: Tensor
-    num_rows: Tensor
 
     def __init__(self, rule: Rule, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__((), (rule.name, rule.cut), **kwargs)
         self.rule = rule
-        zero = torch.zeros((), dtype=torch.float64)  # a million rows add up without rounding
-        self.add_state("total", default=zero, dist_reduce_fx="sum")
-        self.add_state("num_rows", default=torch.tensor(0), dist_reduce_fx="sum")
-        _tell_apart(self, rule.name, rule.cut)
 
     def update(self, responses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add rows: a response and a list of references each; the same number of both."""
@@ -49,10 +71,6 @@ class MeanScore(Metric):
         values = [self.rule(*row) for row in zip(responses, references, strict=True)]
         self.total += sum(values)
         self.num_rows += len(values)
-
-    def compute(self) -> Tensor:
-        """``[]`` float64 in [0, 1]; nan if there was no row on any rank."""
-        return self.total / self.num_rows
 
 
 class TaskScore(MeanScore):
@@ -68,80 +86,86 @@ class TaskScore(MeanScore):
         self.task = task
 
 
-class NeedleRecall(MeanScore):
+class _Named(MeanScore):
+    """Mean of the rule that the class is named after."""
+
+    name: str
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(RULES[self.name], **kwargs)
+
+
+class NeedleRecall(_Named):
     """RULER needle-in-a-haystack: fraction of the needles' values in the output."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["needle_recall"], **kwargs)
+    name = "needle_recall"
 
 
-class RulerQA(MeanScore):
+class RulerQA(_Named):
     """RULER question answering, released rule: a reference is in the first line of the output."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["ruler_qa"], **kwargs)
+    name = "ruler_qa"
 
 
-class RulerQAOfficial(MeanScore):
+class RulerQAOfficial(_Named):
     """RULER question answering, official rule: a reference is anywhere in the output."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["ruler_qa_official"], **kwargs)
+    name = "ruler_qa_official"
 
 
-class QAF1(MeanScore):
+class QAF1(_Named):
     """LongBench question answering: word F1 of the first line. For triviaqa: ``TaskScore``."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["qa_f1"], **kwargs)
+    name = "qa_f1"
 
 
-class RougeL(MeanScore):
+class RougeL(_Named):
     """LongBench summaries: ROUGE-L F of the whole output. For samsum: ``TaskScore``."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["rouge_l"], **kwargs)
+    name = "rouge_l"
 
 
-class Classification(MeanScore):
+class Classification(_Named):
     """LongBench trec: the class that is named, shared between all that are named."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["classification"], **kwargs)
+    name = "classification"
 
 
-class CodeSimilarity(MeanScore):
+class CodeSimilarity(_Named):
     """LongBench lcc and repobench-p: similarity of the first line of code."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(RULES["code_similarity"], **kwargs)
+    name = "code_similarity"
 
 
-class TaskScores(Metric):
-    """Means of all rules of several tasks at once, for rows of mixed tasks.
+class AnswerScore(_Means):
+    """Mean over answers of any tasks, each scored by the released rule of its task.
 
     Args:
-        tasks: every task that may occur on any rank: the same list, in the same order, on all.
         **kwargs: of ``torchmetrics.Metric``.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    total: Tensor
-    num_rows: Tensor
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__((), ("answers",), **kwargs)
+
+    def update(self, answers: Iterable[Answer]) -> None:
+        """Add answers; their rows have references."""
+        values = [score(answer.row.task, answer.text, answer.row.answers) for answer in answers]
+        self.total += sum(values)
+        self.num_rows += len(values)
+
+
+class TaskScores(_Means):
+    """Means of all rules of several tasks at once, for rows of mixed tasks.
+
+    Args:
+        tasks: every task that may occur on any process: the same list, in the same order, on all.
+        **kwargs: of ``torchmetrics.Metric``.
+    """
 
     def __init__(self, tasks: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.tasks = tuple(tasks)
-        self.rules: list[tuple[str, Rule]] = []
-        for task in dict.fromkeys(self.tasks):
-            rule = rule_of(task)
-            self.rules += [(task, rule), *((task, RULES[name]) for name in rule.further)]
-        zeros = torch.zeros(len(self.rules), dtype=torch.float64)
-        self.add_state("total", default=zeros, dist_reduce_fx="sum")
-        self.add_state("num_rows", default=zeros.long(), dist_reduce_fx="sum")
-        _tell_apart(self, *self.tasks)
+        rules = [(task, rule) for task in dict.fromkeys(tasks) for rule in rules_of(task)]
+        super().__init__((len(rules),), tasks, **kwargs)
+        self.rules = rules
 
     def update(
         self,
@@ -151,13 +175,14 @@ class TaskScores(Metric):
     ) -> None:
         """Add rows: a task, a response and a list of references each."""
         _check_lengths(tasks, responses, references)
+        known = dict.fromkeys(task for task, _ in self.rules)
         total, num_rows = torch.zeros_like(self.total), torch.zeros_like(self.num_rows)
         for task, response, right in zip(tasks, responses, references, strict=True):
-            if task not in self.tasks:
+            if task not in known:
                 raise ConfigError(
                     f"a row of the task {task!r} met a metric without it",
-                    allowed=", ".join(self.tasks),
-                    way_out="give TaskScores every task, on every rank",
+                    allowed=", ".join(known),
+                    way_out="give TaskScores every task, on every process",
                 )
             for i, (name, rule) in enumerate(self.rules):
                 if name == task:
@@ -168,17 +193,8 @@ class TaskScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """``{"task/rule": []}`` float64 in [0, 1]; nan for a task without a row."""
-        means = self.total / self.num_rows
+        means = super().compute()
         return {f"{task}/{rule.name}": means[i] for i, (task, rule) in enumerate(self.rules)}
-
-
-def _tell_apart(metric: Metric, *names: str) -> None:
-    """Give the metric a state of its own value.
-
-    A ``MetricCollection`` takes metrics whose states agree after the first batch for the same one,
-    and updates only one of them from then on: two rules often agree on a first batch.
-    """
-    metric.add_state("rule_id", default=torch.tensor(stream_seed(*names)), dist_reduce_fx="max")
 
 
 def _check_lengths(*columns: Sequence[Any]) -> None:

@@ -1,6 +1,6 @@
 """Where an answer may end early: at stop strings, and where a task's rules read no further.
 
-A task's own stop never changes a number that is reported for it: everything behind it is ignored by
+A task's own stop never changes a number that is reported for it: everything after it is ignored by
 the released rule and by the further rules of the task. Hence RULER's questions have none, although
 their released rule reads one line: the official rule reads all of it.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from refine_pl.evaluation.tasks import RULES, TASK_RULES, Rule
+from refine_pl.evaluation.tasks import RULES, TASK_RULES, Rule, rules_of
 
 _CODE_MARKS = ("`", "#", "//")
 
@@ -49,12 +49,8 @@ STOPS_BY_CUT: dict[str, End] = {
 
 def stop_of(task: str) -> End | None:
     """Where answers of ``task`` may end; None: only at end of text, stop strings and budget."""
-    rule = TASK_RULES.get(task)
-    if rule is None:
-        return None
-    ends = [_stop_of_rule(used) for used in (rule, *(RULES[name] for name in rule.further))]
-    first = ends[0]
-    return first if all(end is first for end in ends) else None
+    ends = {_stop_of_rule(rule) for rule in rules_of(task)} if task in TASK_RULES else {None}
+    return ends.pop() if len(ends) == 1 else None
 
 
 def _stop_of_rule(rule: Rule) -> End | None:

@@ -5,7 +5,7 @@ Scores are ratios in [0, 1]; tables show them times 100, as the benchmarks do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -102,9 +102,13 @@ def scores(task: str, response: str, references: Sequence[str]) -> dict[str, flo
     For ``ruler_squadqa``: ``{"ruler_qa": ..., "ruler_qa_official": ...}``. Arguments and errors are
     those of :func:`score`.
     """
+    return {rule.name: rule(response, references) for rule in rules_of(task)}
+
+
+def rules_of(task: str) -> list[Rule]:
+    """All rules that are reported for ``task``: the released one first, then further ones."""
     rule = rule_of(task)
-    used = [rule, *(RULES[name] for name in rule.further)]
-    return {rule.name: rule(response, references) for rule in used}
+    return [rule, *(RULES[name] for name in rule.further)]
 
 
 def rule_of(task: str) -> Rule:
@@ -137,10 +141,13 @@ def register(task: str, rule: str | Compare, cut: str | None = None) -> Rule:
     Raises:
         ConfigError: rule or cut are not known, or the task has another rule already.
     """
-    found = _named(rule) if isinstance(rule, str) else Rule(_name_of(rule), rule)
+    if isinstance(rule, str):
+        found = _named(rule)
+    else:
+        found = Rule(getattr(rule, "__name__", type(rule).__name__), rule)
     if cut is not None:
         if cut not in CUTS:
-            raise _unknown("cut", cut, CUTS, task)
+            raise _unknown("cut", cut, CUTS)
         found = replace(found, cut=cut)
     if not task.strip():
         raise ConfigError("the name of a task is empty")
@@ -189,22 +196,14 @@ def _named(name: str) -> Rule:
             way_out="start in the folder of that file, or name a rule: " + ", ".join(RULES),
         ) from error
     if not callable(compare):
-        raise ConfigError(f"the rule {name!r} is no function but {compare!r}")
+        raise ConfigError(f"the rule {name!r} is not a function but {compare!r}")
     return Rule(function, compare)
 
 
-def _name_of(compare: Compare) -> str:
-    name: str = getattr(compare, "__name__", type(compare).__name__)
-    return name
-
-
-def _unknown(
-    kind: str, name: str, known: dict[str, Rule] | dict[str, rules.Cut], task: str = ""
-) -> ConfigError:
+def _unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     near = nearest(name, known)
     return ConfigError(
         f"no {kind} is called {name!r}" + (f"; did you mean {near!r}?" if near else ""),
-        where=f"task {task}" if task else None,
         allowed=", ".join(known),
     )
 
