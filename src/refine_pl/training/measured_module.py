@@ -100,7 +100,7 @@ class MeasuredModule(LightningModule):
         """Log the means over all tokens and all rollouts of all processes."""
         assert self._validation is not None
         scatter(self.policy)
-        means = self._validation.tally.means(self.device, processes_of(self.trainer).total)
+        means = self._validation.means(self.device, processes_of(self.trainer).total)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_scalars(means)
         else:

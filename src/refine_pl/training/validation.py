@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.evaluation.metrics import AnswerScore
 from refine_pl.losses import ntp_targets
 from refine_pl.objectives.supervised import answer_statistics
 from refine_pl.randomness import RowRandom
@@ -43,7 +47,7 @@ class Validation:
     ) -> None:
         self.policy, self.step, self.plan = policy, step, plan
         self.seed, self.microbatch_size = seed, microbatch_size
-        self.tally = Tally(VALIDATION_SUMS)
+        self.tally, self.score = Tally(VALIDATION_SUMS), AnswerScore()
         for name in step.reward.parts():
             self.tally.add(f"val/reward_{name}", 0.0, 0)
 
@@ -54,14 +58,23 @@ class Validation:
 
     def add_rows(self, batch: TaskBatch, answers: Iterable[Answer]) -> None:
         """Loss and accuracy of the true answers, and the scores of the model's own ``answers``."""
-        from refine_pl.evaluation import score  # brings the scoring packages
-
         for rows in cut(batch, self.microbatch_size):
             logprob, correct = answer_statistics(self.policy, rows)
             self.tally.add_values("val/sft_loss", -logprob)
             self.tally.add_values("val/answer_accuracy", correct)
-        for answer in answers:
-            self.tally.add("val/score", score(answer.row.task, answer.text, answer.row.answers), 1)
+        self.score.update(answers)
+
+    def means(self, device: torch.device, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The mean of everything that counted anything, over all processes; all must call it.
+
+        Args:
+            device: where sums are brought together.
+            reduce: adds a tensor up over all processes.
+        """
+        means = self.tally.means(device, reduce)
+        self.score.update(())  # a process without rows counts too
+        score = self.score.to(device).compute()
+        return means if score.isnan() else {**means, "val/score": float(score)}
 
     def _add_sequences(self, batch: Batch) -> None:
         tally = self.tally
