@@ -225,7 +225,7 @@ WRONG = {
     "a misspelt option": (["--task", "a", "--pretrained", "model"], "did you mean tasks?"),
     "data that are gone": (
         ["--tasks", "sums_choice", "--pretrained", "model", "--tokenizer", "Bytes"],
-        "the data of sums_choice cannot be had",
+        "the data of sums_choice cannot be loaded",
     ),
 }
 

@@ -39,6 +39,11 @@ and an interrupted run goes on with --out FOLDER. The model: --ckpt_path FILE of
 _DATA = "refine_pl.data.TaskData"
 _TOKENIZER = "data.init_args.tokenizer"
 
+MODEL_OPTIONS = (
+    "--ckpt_path FILE, a checkpoint of a run; or {}pretrained, a folder in the published layout or "
+    "a name on the hub"
+)
+
 # Where the name of a published model may stand.
 _LOADED = (
     "model.pretrained",
@@ -122,17 +127,31 @@ class EvaluationCLI(lightning_cli.RefineCLI):
             ConfigError: there is no model, no data, or no tokenizer to be found.
         """
         self._sources = sources
-        _check_model(sources)
-        data = _data_class(self._name, sources)
-        before = [] if data in _given_data(sources) else [f"--data={data}"]
-        behind = _options_for_prompts(sources)
-        if _needs_tokenizer(data, sources):
-            tokenizer, origin = find_tokenizer(sources, checkpoint)
-            behind.append(f"--{_TOKENIZER}={json.dumps(tokenizer)}")
+        prompts = last_value(sources, "prompts")
+        data = _first(sources, "data.class_path", "data", kind=str)
+        if _first(sources, "ckpt_path", "model.pretrained", "model.backbone") is None:
+            raise ConfigError("no model is given", allowed=MODEL_OPTIONS.format("--model."))
+        if data is None and prompts is None:
+            recipe = "--config configs/eval/ruler_niah.yaml"
+            raise ConfigError(
+                "no data are given",
+                allowed=f"data.class_path: {_DATA}, with rows under {self._name}",
+                way_out="--prompts FILE" if self._name == "predict" else recipe,
+            )
+        before = [] if data else [f"--data={_DATA}"]
+        after = []
+        if prompts is not None:
+            arguments = {"paths": [str(prompts)], "require_answers": False}
+            rows = {"class_path": "refine_pl.data.RowFiles", "init_args": arguments}
+            after.append(f"--data.init_args.predict={json.dumps({'prompts': rows})}")
+        if _needs_tokenizer(str(data or _DATA), sources):
+            path = None if checkpoint is None else Path(str(last_value(sources, "ckpt_path")))
+            tokenizer, origin = find_tokenizer(_first(sources, *_LOADED), checkpoint, path)
+            after.append(f"--{_TOKENIZER}={json.dumps(tokenizer)}")
             name = (tokenizer.get("init_args") or {}).get("name")
             label = tokenizer["class_path"].rpartition(".")[2] + (f" {name}" if name else "")
             self._notes = [f"tokenizer: {label}, {origin}"]
-        return before, behind
+        return before, after
 
     def defaults_for(self, sources: Sequence[Source]) -> dict[str, Any]:
         """What the run is called after: its last configuration file."""
@@ -163,82 +182,48 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         super()._run_subcommand(subcommand)
 
 
-def _check_model(sources: Sequence[Source]) -> None:
-    keys = ("ckpt_path", "model.pretrained", "model.backbone")
-    if all(last_value(sources, key) is None for key in keys):
-        raise ConfigError(
-            "no model is given",
-            allowed="--ckpt_path FILE, a checkpoint of a run; or --model.pretrained, a folder in "
-            "the published layout or a name on the hub",
-        )
-
-
-def _given_data(sources: Sequence[Source]) -> list[str]:
-    """The class of the data module, if it is given."""
-    found = [last_value(sources, key) for key in ("data.class_path", "data")]
-    return [path for path in found if isinstance(path, str)]
-
-
-def _data_class(command: str, sources: Sequence[Source]) -> str:
-    """The class of the data module; ``--prompts`` alone stands for rows of tasks."""
-    given = _given_data(sources)
-    if given:
-        return given[0]
-    if last_value(sources, "prompts") is not None:
-        return _DATA
-    way_out = "--prompts FILE" if command == "predict" else "--config configs/eval/ruler_niah.yaml"
-    raise ConfigError(
-        "no data are given",
-        allowed=f"data.class_path: {_DATA}, with rows under {command}",
-        way_out=way_out,
-    )
-
-
-def _options_for_prompts(sources: Sequence[Source]) -> list[str]:
-    prompts = last_value(sources, "prompts")
-    if prompts is None:
-        return []
-    rows = {
-        "class_path": "refine_pl.data.RowFiles",
-        "init_args": {"paths": [str(prompts)], "require_answers": False},
-    }
-    return [f"--data.init_args.predict={json.dumps({'prompts': rows})}"]
+def _first(sources: Sequence[Source], *keys: str, kind: type = object) -> Any:
+    """The value of the first of the keys that is given, as a ``kind``."""
+    found = (last_value(sources, key) for key in keys)
+    return next((v for v in found if v is not None and isinstance(v, kind)), None)
 
 
 def _needs_tokenizer(path: str, sources: Sequence[Source]) -> bool:
-    keys = (_TOKENIZER, "data.tokenizer")
-    own = since_class(sources, "data")
-    if any(last_value(own, key) is not None for key in keys):
+    if _first(since_class(sources, "data"), _TOKENIZER, "data.tokenizer") is not None:
         return False
     cls = find_class(LightningDataModule, path, "data.class_path", "data.class_path")
     return cls is not None and "tokenizer" in inspect.signature(cls).parameters
 
 
 def find_tokenizer(
-    sources: Sequence[Source], checkpoint: Mapping[str, Any] | None
+    pretrained: str | None, checkpoint: Mapping[str, Any] | None, path: Path | None
 ) -> tuple[dict[str, Any], str]:
-    """The tokenizer of the model, and where it was found."""
-    for key in _LOADED:
-        name = last_value(sources, key)
-        if name is not None:
-            return _of_pretrained(str(name)), "of the model"
-    path = last_value(sources, "ckpt_path")
-    if checkpoint is not None:
-        found = tokenizer_of(checkpoint, Path(str(path)))
-        if found is not None:
-            return found, "of the run that wrote the checkpoint"
-    raise _no_tokenizer("the model does not say which one it was trained with")
+    """The tokenizer of a model, and where it was found.
 
+    Args:
+        pretrained: the folder or the name that the model is loaded from, if it is.
+        checkpoint: of the run that made the model otherwise.
+        path: of the checkpoint.
 
-def _of_pretrained(name: str) -> dict[str, Any]:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not any(folder.glob("tokenizer*")):
-            raise _no_tokenizer(f"{name} holds none")
-        where = name
-    else:
-        where = "/".join(name.split("/")[:2])  # a repository that holds several models in folders
-    return {"class_path": "refine_pl.data.HubTokenizer", "init_args": {"name": where}}
+    Returns:
+        ``class_path`` and ``init_args``, and words for people.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if pretrained is not None:
+        folder = Path(pretrained).expanduser()
+        if folder.is_dir() and not any(folder.glob("tokenizer*")):
+            raise _no_tokenizer(f"{pretrained} holds none")
+        # A repository on the hub may hold several models in folders, and one tokenizer.
+        name = pretrained if folder.is_dir() else "/".join(pretrained.split("/")[:2])
+        return {"class_path": "refine_pl.data.HubTokenizer", "init_args": {"name": name}}, (
+            "of the model"
+        )
+    found = None if checkpoint is None or path is None else tokenizer_of(checkpoint, path)
+    if found is None:
+        raise _no_tokenizer("the model does not say which one it was trained with")
+    return found, "of the run that wrote the checkpoint"
 
 
 def _no_tokenizer(why: str) -> ConfigError:

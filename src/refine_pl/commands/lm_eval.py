@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,24 @@ import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from refine_pl.backbones import FastWeightLM, load_pretrained
+from refine_pl.backbones import load_pretrained
 from refine_pl.commands.checkpoints import read_checkpoint
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
+from refine_pl.commands.evaluating import MODEL_OPTIONS, find_tokenizer
 from refine_pl.commands.export import read_policy
-from refine_pl.data import Bytes, HubTokenizer, Tokenizer
 from refine_pl.errors import ConfigError, DataError, nearest
+from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
+
+RESULTS = "results.json"
 
 _HELP = """Runs tasks of EleutherAI's lm-evaluation-harness (pip install 'refine-pl[lm-eval]') on a
 checkpoint of a run or on a model in the published layout. Prints the harness's table; --out keeps
 the results and every sample."""
 
 
-class Settings:
+@dataclass
+class HarnessOptions:
     """What is evaluated, and on what.
 
     Args:
@@ -46,58 +50,50 @@ class Settings:
         out: folder for results.json and the samples.
     """
 
-    def __init__(
-        self,
-        tasks: str,
-        ckpt_path: str | None = None,
-        pretrained: str | None = None,
-        tokenizer: str | None = None,
-        include_path: str | None = None,
-        num_fewshot: NonNegativeInt | None = None,
-        limit: NonNegativeFloat | None = None,
-        gen_kwargs: str | None = None,
-        batch_size: PositiveInt = 8,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
-        precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
-        seed: NonNegativeInt = 0,
-        out: str | None = None,
-    ) -> None:
-        self.tasks = [name.strip() for name in tasks.split(",") if name.strip()]
-        if not self.tasks:
+    tasks: str
+    ckpt_path: str | None = None
+    pretrained: str | None = None
+    tokenizer: str | None = None
+    include_path: str | None = None
+    num_fewshot: NonNegativeInt | None = None
+    limit: NonNegativeFloat | None = None
+    gen_kwargs: str | None = None
+    batch_size: PositiveInt = 8
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    seed: NonNegativeInt = 0
+    out: str | None = None
+
+    def check(self) -> None:
+        """Refuse what contradicts itself, or what is not there.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if not self.names:
             raise ConfigError("no task is given", where="--tasks")
-        if (ckpt_path is None) == (pretrained is None):
+        if (self.ckpt_path is None) == (self.pretrained is None):
+            both = "both --ckpt_path and --pretrained are given"
             raise ConfigError(
-                "both --ckpt_path and --pretrained are given" if ckpt_path else "no model is given",
-                allowed="--ckpt_path FILE, a checkpoint of a run; or --pretrained, a folder in the "
-                "published layout or a name on the hub",
+                both if self.ckpt_path else "no model is given", allowed=MODEL_OPTIONS.format("--")
             )
-        if include_path is not None and not Path(include_path).is_dir():
-            raise ConfigError(f"there is no folder {include_path}", where="--include_path")
-        if out is not None and (Path(out) / "results.json").exists():
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise ConfigError(f"there is no folder {self.include_path}", where="--include_path")
+        if self.out is not None and Path(self.out, RESULTS).exists():
             raise ConfigError(
-                f"{out} already holds results", where="--out", way_out="choose another folder"
+                f"{self.out} already holds results", where="--out", way_out="choose another folder"
             )
-        self.ckpt_path, self.pretrained, self.tokenizer = ckpt_path, pretrained, tokenizer
-        self.include_path = include_path
-        self.num_fewshot, self.limit, self.gen_kwargs = num_fewshot, limit, gen_kwargs
-        self.batch_size, self.seed = batch_size, seed
-        self.out = None if out is None else Path(out)
-        cuda = torch.cuda.is_available()
-        if device == "cuda" and not cuda:
+        if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "device cuda was asked for, but torch sees no CUDA device",
                 where="--device",
                 way_out="see refine-pl doctor",
             )
-        self.device = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
-        on_gpu = self.device.type == "cuda"
-        self.bfloat16 = on_gpu if precision == "auto" else precision == "bf16-mixed"
 
-    def autocast(self) -> Callable[[], AbstractContextManager[Any]]:
-        """Makes the context of every pass."""
-        if self.bfloat16:
-            return partial(torch.autocast, self.device.type, torch.bfloat16)
-        return nullcontext
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks."""
+        return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,57 +102,38 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: something that the user gave cannot be used, or the package is not installed.
     """
-    settings = _parse(argv)
-    harness = _harness()
-    tasks = _known_tasks(settings)
-    policy, tokenizer = _model(settings)
-    model = harness.PolicyLM(
-        policy.to(settings.device),
-        tokenizer,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        autocast=settings.autocast(),
-        progress=sys.stderr.isatty(),
-    )
-    results = _evaluate(settings, model, tasks)
+    options = _parse(argv)
+    options.check()
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "the package lm-eval is not installed", way_out="pip install 'refine-pl[lm-eval]'"
+        ) from None
+    tasks = _known_tasks(options)
+    results = _evaluate(options, _model(options), tasks)
     samples = results.pop("samples", {})
     sys.stdout.write(_table(results) + "\n")
-    if settings.out is not None:
-        _write(settings.out, results, samples)
-        sys.stdout.write(f"results   {settings.out / 'results.json'}\n")
+    if options.out is not None:
+        _write(Path(options.out), results, samples)
+        sys.stdout.write(f"results   {Path(options.out, RESULTS)}\n")
     return 0
 
 
-def _parse(argv: Sequence[str]) -> Settings:
+def _parse(argv: Sequence[str]) -> HarnessOptions:
     parser = ArgumentParser(
         prog="refine-pl lm-eval", description=_HELP, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="options from a file")
-    parser.add_class_arguments(Settings)
+    parser.add_class_arguments(HarnessOptions)
     try:
         config = parser.parse_args(argv)
     except Exception as error:
         raise explain(error, parser, read_sources(argv)) from error
-    values = {name: value for name, value in config.items() if name != "config"}
-    return Settings(**values)
+    return HarnessOptions(**{k: v for k, v in config.items() if k != "config"})
 
 
-def _harness() -> Any:
-    """The module that needs the optional package."""
-    try:
-        import lm_eval
-    except ImportError:
-        raise ConfigError(
-            "the package lm-eval is not installed",
-            way_out="pip install 'refine-pl[lm-eval]'",
-        ) from None
-    del lm_eval
-    from refine_pl.evaluation import harness
-
-    return harness
-
-
-def _known_tasks(settings: Settings) -> Any:
+def _known_tasks(options: HarnessOptions) -> Any:
     """The harness's task manager, which must know every task.
 
     Raises:
@@ -164,13 +141,13 @@ def _known_tasks(settings: Settings) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    if settings.include_path is not None:
+    if options.include_path is not None:
         # The harness's thousands of tasks take ten seconds to list.
-        own = TaskManager(include_path=settings.include_path, include_defaults=False)
-        if set(settings.tasks) <= set(own.all_tasks) - set(own.all_groups):
+        own = TaskManager(include_path=options.include_path, include_defaults=False)
+        if set(options.names) <= set(own.all_tasks) - set(own.all_groups):
             return own
-    manager = TaskManager(include_path=settings.include_path)
-    for name in settings.tasks:
+    manager = TaskManager(include_path=options.include_path)
+    for name in options.names:
         if not manager.match_tasks([name]):
             close = nearest(name, manager.all_tasks)
             way_out = "tasks of your own: --include_path FOLDER"
@@ -182,71 +159,72 @@ def _known_tasks(settings: Settings) -> Any:
     return manager
 
 
-def _model(settings: Settings) -> tuple[FastWeightLM, Tokenizer]:
-    """The policy and its tokenizer, which must fit."""
-    if settings.pretrained is not None:
-        policy = load_pretrained(settings.pretrained)
+def _model(options: HarnessOptions) -> Any:
+    """The policy with its tokenizer, which must fit, as a model of the harness."""
+    from refine_pl.evaluation.harness import PolicyLM
+
+    if options.ckpt_path is None:
+        policy = load_pretrained(str(options.pretrained))
     else:
-        assert settings.ckpt_path is not None
-        policy = read_policy(settings.ckpt_path)
-    tokenizer = _tokenizer(settings)
+        policy = read_policy(options.ckpt_path)
+    tokenizer = _tokenizer(options)
     if tokenizer.vocab_size > policy.vocab_size:
         raise ConfigError(
             f"the tokenizer {tokenizer.label} has {tokenizer.vocab_size:,} tokens, the model "
             f"{policy.vocab_size:,}",
             where="--tokenizer",
         )
-    return policy, tokenizer
+    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    half = cuda if options.precision == "auto" else options.precision == "bf16-mixed"
+    device = torch.device("cuda" if cuda else "cpu")
+    return PolicyLM(
+        policy.to(device),
+        tokenizer,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        autocast=partial(torch.autocast, device.type, torch.bfloat16) if half else None,
+        progress=sys.stderr.isatty(),
+    )
 
 
-def _tokenizer(settings: Settings) -> Tokenizer:
-    if settings.tokenizer is not None:
-        return Bytes() if settings.tokenizer == "Bytes" else HubTokenizer(settings.tokenizer)
-    from refine_pl.commands.evaluating import find_tokenizer
-
-    if settings.pretrained is not None:
-        argv, checkpoint = ["--model.pretrained", settings.pretrained], None
-    else:
-        path = str(settings.ckpt_path)
-        argv, checkpoint = ["--ckpt_path", path], read_checkpoint(path)
-    spec, _ = find_tokenizer(read_sources(argv), checkpoint)
+def _tokenizer(options: HarnessOptions) -> Tokenizer:
+    if options.tokenizer is not None:
+        return Bytes() if options.tokenizer == "Bytes" else HubTokenizer(options.tokenizer)
+    path = options.ckpt_path
+    checkpoint = None if path is None else read_checkpoint(path)
+    spec, _ = find_tokenizer(options.pretrained, checkpoint, Path(path) if path else None)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Tokenizer, "tokenizer")
-    made = parser.instantiate(parser.parse_object({"tokenizer": spec}))
-    tokenizer: Tokenizer = made.tokenizer
-    return tokenizer
+    made: Tokenizer = parser.instantiate(parser.parse_object({"tokenizer": spec})).tokenizer
+    return made
 
 
-def _evaluate(settings: Settings, model: Any, manager: Any) -> dict[str, Any]:
+def _evaluate(options: HarnessOptions, model: Any, manager: Any) -> dict[str, Any]:
     """The harness's results.
 
     Raises:
-        DataError: the data of a task cannot be had.
+        DataError: the data of a task are not there.
     """
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
 
-    limit = settings.limit
-    if limit is not None and limit >= 1:
-        limit = int(limit)
+    limit = options.limit
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
         results: dict[str, Any] = simple_evaluate(
             model=model,
-            tasks=settings.tasks,
-            num_fewshot=settings.num_fewshot,
-            limit=limit,
-            gen_kwargs=settings.gen_kwargs,
-            batch_size=settings.batch_size,
-            device=str(settings.device),
+            tasks=options.names,
+            num_fewshot=options.num_fewshot,
+            limit=int(limit) if limit is not None and limit >= 1 else limit,
+            gen_kwargs=options.gen_kwargs,
+            batch_size=options.batch_size,  # for the file of results, like the device
+            device=str(next(model.policy.parameters()).device),
             task_manager=manager,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
+            **dict.fromkeys(seeds, options.seed),
         )
     except (DatasetsError, OSError) as error:
         raise DataError(
-            f"the data of {', '.join(settings.tasks)} cannot be had: "
+            f"the data of {', '.join(options.names)} cannot be loaded: "
             + (str(error).splitlines() or [type(error).__name__])[0][:300],
             way_out="download them first, or check the paths in the task's file",
         ) from error
@@ -272,4 +250,4 @@ def _write(folder: Path, results: dict[str, Any], samples: dict[str, list[Any]])
                 line = json.dumps(row, default=handle_non_serializable, ensure_ascii=False)
                 file.write(f"{line}\n")
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
