@@ -15,58 +15,54 @@ from tiny import delta_net
 
 from refine_pl.callbacks.answering_progress import AnsweringProgress
 from refine_pl.callbacks.evaluation import refuse_sharding
+from refine_pl.callbacks.evaluation_card import differences, weights_hash
 from refine_pl.callbacks.evaluation_folder import (
-    check_folder,
+    EvaluationFolder,
     complete_batches,
     next_free_folder,
-    read_card,
 )
+from refine_pl.callbacks.evaluation_scores import summarize, table
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.evaluation.answer_files import LineWriter, part_file, read_all, rewrite, write_json
 from refine_pl.evaluation.bootstrap import average_interval, mean_interval
-from refine_pl.evaluation.results import summarize
-from refine_pl.evaluation.run_card import differences, weights_hash
+from refine_pl.training.run_folder import ScoreInterval
 
 NAME = "answers.jsonl"
 
 
 def test_lines_of_several_processes(tmp_path):
+    folder = EvaluationFolder(tmp_path, "test")
     for rank in range(3):
-        writer = LineWriter(part_file(tmp_path, NAME, rank))
-        writer.write([{"id": f"{rank}a"}, {"id": f"{rank}b"}])
-        writer.write([{"id": f"{rank}c"}])
-        writer.close()
+        folder.append([{"id": f"{rank}a"}, {"id": f"{rank}b"}], rank)
+        folder.append([{"id": f"{rank}c"}], rank)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("answers.jsonl", "answers.rank1.jsonl", "answers.rank2.jsonl")
     ]
-    found = read_all(tmp_path, NAME)
+    found = folder.lines()
     assert [line["id"] for line in found] == [f"{r}{x}" for r in range(3) for x in "abc"]
-    rewrite(tmp_path, NAME, reversed(found))
+    folder.rewrite(reversed(found))
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
-    assert [line["id"] for line in read_all(tmp_path, NAME)] == [
-        f"{r}{x}" for r in (2, 1, 0) for x in "cba"
-    ]
+    assert [line["id"] for line in folder.lines()] == [f"{r}{x}" for r in (2, 1, 0) for x in "cba"]
 
 
 def test_lines_survive_anything_a_model_says(tmp_path):
     texts = ["\n\r\t", "\x85 \u2028 \u2029", "\ud800 lone", "\x00", '"\\', "日本 🙂"]
-    writer = LineWriter(tmp_path / NAME)
-    writer.write([{"id": str(i), "output": text} for i, text in enumerate(texts)])
-    writer.close()
-    assert [line["output"] for line in read_all(tmp_path, NAME)] == texts
+    folder = EvaluationFolder(tmp_path, "test")
+    folder.append({"id": str(i), "output": text} for i, text in enumerate(texts))
+    assert [line["output"] for line in folder.lines()] == texts
     assert len((tmp_path / NAME).read_text().splitlines()) == len(texts)
-    rewrite(tmp_path, NAME, read_all(tmp_path, NAME))
-    assert [line["output"] for line in read_all(tmp_path, NAME)] == texts
+    folder.rewrite(folder.lines())
+    assert [line["output"] for line in folder.lines()] == texts
 
 
 def test_damaged_lines(tmp_path):
-    file = tmp_path / NAME
-    assert read_all(tmp_path, NAME) == []
+    folder, file = EvaluationFolder(tmp_path / "new", "test"), tmp_path / "new" / NAME
+    assert folder.lines() == []
+    folder.append([])
     file.write_text('{"id": "a"}\n{"id": "a", "twice": 1}\n{"id": "b"')
-    assert read_all(tmp_path, NAME) == [{"id": "a"}]  # a last line that was cut off is no line
+    assert folder.lines() == [{"id": "a"}]  # a last line that was cut off does not count
     file.write_text('{"id": "a"}\n{"id"\n{"id": "b"}\n')
     with pytest.raises(DataError, match=r"line 2 of answers\.jsonl"):
-        read_all(tmp_path, NAME)
+        folder.lines()
 
 
 def test_folders(tmp_path):
@@ -74,18 +70,19 @@ def test_folders(tmp_path):
     for name in ("version_0", "version_7", "version_x", "other"):
         (tmp_path / name).mkdir()
     assert next_free_folder(tmp_path).name == "version_8"
-    folder = tmp_path / "version_0"
-    assert read_card(folder) is None
-    check_folder(folder, NAME, None)
-    write_json(folder / "card.json", {"stage": "test"})
-    assert read_card(folder) == {"stage": "test"}
-    (folder / NAME).write_text("")
-    check_folder(folder, NAME, read_card(folder))
+    path = tmp_path / "version_0"
+    folder = EvaluationFolder(path, "test")
+    assert folder.earlier is None
+    folder.append([])
     with pytest.raises(ConfigError, match=r"answers\.jsonl of another run"):
-        check_folder(folder, NAME, None)
-    (folder / "card.json").write_text("{")
-    with pytest.raises(DataError, match="damaged"):
-        read_card(folder)
+        EvaluationFolder(path, "test")
+    folder.write_card({"stage": "test"})
+    assert EvaluationFolder(path, "test").earlier == {"stage": "test"}
+    (path / "card.json").write_text("{")
+    with pytest.raises(DataError, match=r"card\.json is not JSON"):
+        EvaluationFolder(path, "test")
+    with pytest.raises(ConfigError, match="is a file"):
+        EvaluationFolder(path / NAME, "test")
 
 
 def test_complete_batches():
@@ -149,14 +146,10 @@ def test_summary():
     ]
     wanted = mean_interval([1.0] * 6 + [0.0] * 2, resamples=500).percent()
     assert (summary.results[0].low, summary.results[0].high) == (wanted.low, wanted.high)
-    assert summary.averages == ()
-    assert summary.as_json()["interval"] == {
-        "level": 0.95,
-        "resamples": 500,
-        "method": "percentile bootstrap over rows",
-    }
+    assert summary.averages == []
+    assert summary.interval == ScoreInterval(0.95, 500, "percentile bootstrap over rows")
     shown = io.StringIO()
-    Console(file=shown, width=100).print(summary.table())
+    Console(file=shown, width=100).print(table(summary))
     text = shown.getvalue()
     assert text.count("niah_single") == 2
     assert text.count("ruler_squadqa") == 1

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from rich.console import Console
 
+from refine_pl.callbacks.evaluation_card import describe, now, source, weights_hash
 from refine_pl.callbacks.evaluation_folder import (
-    check_folder,
+    EvaluationFolder,
+    Line,
     complete_batches,
     next_free_folder,
-    read_card,
-    refuse_differences,
 )
+from refine_pl.callbacks.evaluation_scores import summarize, table
 from refine_pl.errors import ConfigError
-from refine_pl.evaluation.answer_files import (
-    ANSWERS,
-    PREDICTIONS,
-    Line,
-    LineWriter,
-    part_file,
-    read_all,
-    rewrite,
-    write_json,
-)
-from refine_pl.evaluation.results import SCORES, summarize
-from refine_pl.evaluation.run_card import CARD, versions, weights_hash
-from refine_pl.evaluation.tasks import rule_of, scores
+from refine_pl.evaluation.tasks import scores
 from refine_pl.task_records import Answer, TaskRow
 from refine_pl.training.module import RefineModule
+from refine_pl.training.record_files import write_json
+from refine_pl.training.run_folder import CONFIG, SCORES
 from refine_pl.training.test_time import TestTimeTraining
+
+C = TypeVar("C", bound=Callback)
 
 
 class Evaluation(Callback):
@@ -69,14 +61,11 @@ class Evaluation(Callback):
         self.resamples = resamples
         self.command: list[str] = []  # set by the command line, for the card
         self.config_text: str | None = None  # set by the command line: the resolved configuration
-        self.num_rows = self.num_answered = 0  # of the whole evaluation, for progress and messages
         self._rows: Sequence[TaskRow] = ()
+        self._kept: frozenset[str] = frozenset()
         self._card: dict[str, Any] = {}
-        self._earlier: dict[str, Any] | None = None
-        self._writer: LineWriter | None = None
         self._new_tokens = 0
         self._started_at: float | None = None
-        self._kept: frozenset[str] = frozenset()
 
     # Start ---------------------------------------------------------------------------------------
 
@@ -84,7 +73,7 @@ class Evaluation(Callback):
         """Find the folder, and what was answered in it before.
 
         Raises:
-            ConfigError: the data are no rows of tasks, a task is not known, or the folder holds
+            ConfigError: the data are not rows of tasks, a task is not known, or the folder holds
                 something else.
         """
         if stage not in ("test", "predict"):
@@ -95,34 +84,31 @@ class Evaluation(Callback):
         refuse_sharding(trainer.strategy, trainer.world_size)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._rows = _rows_of(data, stage)
-        self._name = ANSWERS if stage == "test" else PREDICTIONS
         if self.folder is None:
             root = Path("runs") / stage / self.name
             self.folder = Path(trainer.strategy.broadcast(str(next_free_folder(root))))
-        self._earlier = read_card(self.folder)
-        self._card = self._describe(trainer, pl_module, stage)
-        check_folder(self.folder, self._name, self._earlier)
-        if self._earlier is not None:
-            refuse_differences(self._earlier, self._card, self.folder)
-        self._kept = frozenset(self._answered(trainer))
-        data.skip = self._kept
-        self.num_rows, self.num_answered = len(self._rows), len(self._kept)
+        self._files = EvaluationFolder(self.folder, stage)
+        tasks = [row.task for row in self._rows] if stage == "test" else []
+        self._training = _find(trainer, TestTimeTraining)
+        self._card = describe(trainer, pl_module, stage, tasks, self._training)
+        self._card["command"] = self.command
+        self._files.refuse_another(self._card)
+        self._started_at = None
+        self._kept = data.skip = frozenset(self._answered(trainer, data))
         if self._kept:
             pl_module.print(
-                f"continuing: {self.num_answered:,} of {self.num_rows:,} rows are answered"
+                f"continuing: {len(self._kept):,} of {len(self._rows):,} rows are answered"
             )
 
-    def _answered(self, trainer: Trainer) -> set[str]:
+    def _answered(self, trainer: Trainer, data: Any) -> set[str]:
         """Ids of the rows that need not be answered again; drops the lines of all others."""
-        assert self.folder is not None
         # Every process has read the card and found the folder in order before this one writes.
         trainer.strategy.barrier("evaluation folder")
-        lines = read_all(self.folder, self._name)
-        known = {row.id for row in self._rows}
-        kept = {line["id"] for line in lines if line["id"] in known}
-        training = _test_time_training(trainer)
-        if training is not None and kept and len(kept) < len(known):
-            if training.reset == "never":
+        lines = self._files.lines()
+        ids = [row.id for row in self._rows]
+        kept = {line["id"] for line in lines}.intersection(ids)
+        if self._training is not None and kept and len(kept) < len(ids):
+            if self._training.reset == "never":
                 raise ConfigError(
                     "this evaluation cannot go on: TestTimeTraining(reset=never) has trained on "
                     f"the {len(kept):,} rows that are answered, and these weights are lost",
@@ -130,52 +116,12 @@ class Evaluation(Callback):
                     way_out="start anew with another --out, or use reset: batch",
                 )
             # What a batch was trained on depends on all of its rows.
-            size = trainer.datamodule.test_batch_size  # type: ignore[attr-defined]
-            kept = complete_batches([row.id for row in self._rows], kept, size)
+            kept = complete_batches(ids, kept, data.test_batch_size)
         trainer.strategy.barrier("answers read")
         if trainer.is_global_zero and lines:
-            rewrite(self.folder, self._name, [line for line in lines if line["id"] in kept])
+            self._files.rewrite(line for line in lines if line["id"] in kept)
         trainer.strategy.barrier("answers kept")
         return kept
-
-    def _describe(self, trainer: Trainer, module: RefineModule, stage: str) -> dict[str, Any]:
-        """The card, without what is only known when the weights are loaded."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        decoding = module.answering.describe()
-        if decoding["decoding"] == "sample":
-            decoding["seed"] = module.seed
-        training = _test_time_training(trainer)
-        tasks = dict.fromkeys(row.task for row in self._rows) if stage == "test" else ()
-        return {
-            "stage": stage,
-            "versions": versions(),
-            "model": {
-                "source": None,
-                "class": type(module.policy).__name__,
-                "parameters": sum(p.numel() for p in module.policy.parameters()),
-                "config": module.policy.config(),
-            },
-            "decoding": decoding,
-            "data": {"hash": data.data_hash, **data.describe()},
-            "rules": {task: _rule(task) for task in tasks},
-            "test_time_training": None
-            if training is None
-            # What a row is answered with depends on the rows beside it.
-            else {
-                **training.card(module),
-                "batch_size": data.test_batch_size,
-                "seed": module.seed,
-            },
-            "precision": str(trainer.precision),
-            "device": str(module.device.type),
-            "processes": trainer.world_size,
-            "command": self.command,
-            "started": _now(),
-            "finished": None,
-            "seconds": 0.0,
-            "tokens": 0,
-            "tokens_per_s": None,
-        }
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the weights with those of an earlier session, and write the card.
@@ -184,57 +130,37 @@ class Evaluation(Callback):
             ConfigError: they are others.
         """
         assert isinstance(pl_module, RefineModule)
-        assert self.folder is not None
-        self._card["model"]["source"] = _source(trainer, pl_module)
+        self._card["model"]["source"] = source(trainer, pl_module)
         self._card["model"]["weights_hash"] = weights_hash(pl_module.policy)
         self._card["device"] = str(pl_module.device.type)
-        if self._earlier is not None:
-            refuse_differences(self._earlier, self._card, self.folder)
-            for name in ("started", "seconds", "tokens"):
-                self._card[name] = self._earlier.get(name) or self._card[name]
+        self._files.refuse_another(self._card)
+        for name in ("started", "seconds", "tokens"):
+            self._card[name] = (self._files.earlier or {}).get(name) or self._card[name]
         self._started_at, self._new_tokens = time.monotonic(), 0
-        self._writer = LineWriter(part_file(self.folder, self._name, trainer.global_rank))
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / CARD, self._card)
+            self._files.write_card(self._card)
             if self.config_text is not None:
-                (self.folder / "config.yaml").write_text(self.config_text, encoding="utf-8")
+                (self._files.path / CONFIG).write_text(self.config_text, encoding="utf-8")
+
+    on_predict_start = on_test_start
 
     # Answers -------------------------------------------------------------------------------------
 
-    def on_test_batch_end(  # type: ignore[override]
+    def on_test_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: list[Answer],
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the answers of a batch, and write them."""
-        self._write([scored_line(answer) for answer in outputs])
+        """Write the answers of a batch; in ``test`` score them first."""
+        line = scored_line if self._card["stage"] == "test" else predicted_line
+        self._files.append([line(answer) for answer in outputs], trainer.global_rank)
+        self._new_tokens += sum(answer.num_tokens for answer in outputs)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in ``test``."""
-        self.on_test_start(trainer, pl_module)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: list[Answer],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write the answers of a batch."""
-        self._write([predicted_line(answer) for answer in outputs])
-
-    def _write(self, lines: list[Line]) -> None:
-        assert self._writer is not None
-        self._writer.write(lines)
-        self.num_answered += len(lines)
-        self._new_tokens += sum(line["num_tokens"] for line in lines)
+    on_predict_batch_end = on_test_batch_end
 
     # End -----------------------------------------------------------------------------------------
 
@@ -242,12 +168,9 @@ class Evaluation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Keep what there is."""
-        if self._writer is None:
-            return
-        self._writer.close()
-        if trainer.is_global_zero and self.folder is not None and self._started_at is not None:
-            self._count_time(self._new_tokens)
-            write_json(self.folder / CARD, self._card)
+        if trainer.is_global_zero and self._started_at is not None:
+            self._count(self._new_tokens)
+            self._files.write_card(self._card)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the answers in order, and sum up.
@@ -255,34 +178,30 @@ class Evaluation(Callback):
         This is the first hook after the rows that every process comes to: one without a batch is
         not asked for any other.
         """
-        if stage not in ("test", "predict") or self.folder is None:
+        if stage not in ("test", "predict"):
             return
-        if self._writer is None:
+        if self._started_at is None:
             self.on_test_start(trainer, pl_module)
-        assert self._writer is not None
-        self._writer.close()
         trainer.strategy.barrier("answers written")
         if trainer.is_global_zero:
-            self._finish(trainer, stage)
+            self._finish()
         trainer.strategy.barrier("evaluation finished")
 
-    def _finish(self, trainer: Trainer, stage: str) -> None:
-        assert self.folder is not None
-        by_id = {line["id"]: line for line in read_all(self.folder, self._name)}
+    def _finish(self) -> None:
+        by_id = {line["id"]: line for line in self._files.lines()}
         lines = [by_id[row.id] for row in self._rows if row.id in by_id]
-        rewrite(self.folder, self._name, lines)
-        self._count_time(sum(line["num_tokens"] for line in lines if line["id"] not in self._kept))
-        training = _test_time_training(trainer)
-        if training is not None:
-            self._card["test_time_training_totals"] = training.totals()
+        self._files.rewrite(lines)
+        self._count(sum(line["num_tokens"] for line in lines if line["id"] not in self._kept))
+        if self._training is not None:
+            self._card["test_time_training_totals"] = self._training.totals()
         complete = len(lines) == len(self._rows)
-        self._card["finished"] = _now() if complete else None
-        write_json(self.folder / CARD, self._card)
+        self._card["finished"] = now() if complete else None
+        self._files.write_card(self._card)
         console = Console(highlight=False)
-        if stage == "test" and lines:
-            summary = summarize(lines, level=float(self.level), resamples=int(self.resamples))
-            write_json(self.folder / SCORES, summary.as_json())
-            console.print(summary.table())
+        if self._card["stage"] == "test" and lines:
+            found = summarize(lines, level=float(self.level), resamples=int(self.resamples))
+            write_json(self._files.path / SCORES, found)
+            console.print(table(found))
         cut = sum(line["cut_tokens"] > 0 for line in lines)
         if cut:
             console.print(f"{cut:,} of {len(lines):,} prompts were cut in the middle")
@@ -292,15 +211,15 @@ class Evaluation(Callback):
 
     def progress(self) -> str:
         """How many rows are answered, and how to go on."""
-        if self.folder is None or self._started_at is None:
+        if self._started_at is None:
             return "no row was answered"
-        answered = len(read_all(self.folder, self._name))  # by all processes
+        answered = len(self._files.lines())  # by all processes
         return (
-            f"{answered:,} of {self.num_rows:,} rows are answered; "
+            f"{answered:,} of {len(self._rows):,} rows are answered; "
             f"continue with --out {self.folder}"
         )
 
-    def _count_time(self, tokens: int) -> None:
+    def _count(self, tokens: int) -> None:
         assert self._started_at is not None
         self._card["seconds"] += time.monotonic() - self._started_at
         self._card["tokens"] += tokens
@@ -328,32 +247,18 @@ def scored_line(answer: Answer) -> Line:
     """
     row = answer.row
     (_, released), *further = scores(row.task, answer.text, row.answers).items()
-    line = predicted_line(answer)
-    return {
-        "id": line.pop("id"),
-        "task": row.task,
-        "length": row.length,
-        **line,
-        "references": list(row.answers),
-        "score": released,
-        "scores": dict(further),
-    }
-
-
-def _rule(task: str) -> str:
-    rule = rule_of(task)
-    return rule.name if rule.cut == "whole" else f"{rule.name} of {rule.cut}"
+    line = {"id": row.id, "task": row.task, "length": row.length, **predicted_line(answer)}
+    return line | {"references": list(row.answers), "score": released, "scores": dict(further)}
 
 
 def find_evaluation(trainer: Trainer) -> Evaluation | None:
     """The trainer's evaluation, if it has one."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, Evaluation)), None)
+    return _find(trainer, Evaluation)
 
 
-def _test_time_training(trainer: Trainer) -> TestTimeTraining | None:
+def _find(trainer: Trainer, kind: type[C]) -> C | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, TestTimeTraining)), None)
+    return next((c for c in callbacks if isinstance(c, kind)), None)
 
 
 def refuse_sharding(strategy: object, processes: int) -> None:
@@ -383,18 +288,3 @@ def _rows_of(data: Any, stage: str) -> Sequence[TaskRow]:
         )
     rows: Sequence[TaskRow] = data.task_rows
     return rows
-
-
-def _source(trainer: Trainer, module: RefineModule) -> str:
-    """Where the weights come from, for people."""
-    if trainer.ckpt_path:
-        return str(trainer.ckpt_path)
-    given = module.hparams
-    backbone = given.get("backbone")
-    arguments = backbone.get("init_args") if isinstance(backbone, dict) else None
-    name = given.get("pretrained") or (arguments or {}).get("path_or_name")
-    return str(name) if name else "fresh random weights"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

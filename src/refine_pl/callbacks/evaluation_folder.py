@@ -1,86 +1,141 @@
-"""The folder of an evaluation: a free one, and whether an earlier session can go on in it."""
+"""The run folder of an evaluation: lines as answers come, and what an earlier session left."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refine_pl.callbacks.evaluation_card import differences
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.evaluation.run_card import CARD, differences
+from refine_pl.training.record_files import as_line, read_json, replace_file, write_json
+from refine_pl.training.run_folder import ANSWERS, CARD, CHECKPOINTS, CONFIG, PREDICTIONS
+
+Line = dict[str, Any]
 
 _SHOWN = 6
 
 
 def next_free_folder(root: Path) -> Path:
     """``root/version_<n>`` with the first number after all that are taken."""
-    taken = [
-        int(path.name.removeprefix("version_"))
-        for path in root.glob("version_*")
-        if path.name.removeprefix("version_").isdecimal()
-    ]
+    numbers = [path.name.removeprefix("version_") for path in root.glob("version_*")]
+    taken = [int(number) for number in numbers if number.isdecimal()]
     return root / f"version_{max(taken, default=-1) + 1}"
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
-    """The card of an earlier session, or None.
+class EvaluationFolder:
+    """The answers of all processes, and the card.
 
-    Raises:
-        DataError: it is damaged.
-    """
-    path = folder / CARD
-    if not path.is_file():
-        return None
-    try:
-        card = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(
-            f"{CARD} is damaged: {error}", where=str(path), way_out="start anew with another --out"
-        ) from error
-    if not isinstance(card, dict):
-        raise DataError(f"{CARD} holds no JSON object", where=str(path))
-    return card
+    The first process appends to ``answers.jsonl``, process ``r`` to ``answers.rank<r>.jsonl``.
+    Every batch is one write, so a run that is killed loses at most the batch that it was writing.
 
+    Args:
+        path: the folder; made when something is written.
+        stage: ``test`` or ``predict``.
 
-def check_folder(folder: Path, name: str, card: Mapping[str, Any] | None) -> None:
-    """Refuse a folder that something else was written to.
+    Attributes:
+        earlier: the card of an earlier session, or None.
 
     Raises:
         ConfigError: it is a file, holds another run, or answers that nothing is known about.
+        DataError: its card is damaged.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file", where="--out", allowed="a folder")
-    if card is not None:
-        return
-    found = next((f for f in ("config.yaml", name, "checkpoints") if (folder / f).exists()), None)
-    if found is not None:
-        raise ConfigError(
-            f"{folder} holds {found} of another run, and no {CARD} of an evaluation",
-            where="--out",
-            allowed="a new folder, or that of an evaluation that goes on",
-        )
 
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self._name = ANSWERS if stage == "test" else PREDICTIONS
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file", where="--out", allowed="a folder")
+        has_card = (path / CARD).is_file()
+        self.earlier = read_json(path / CARD) if has_card else None
+        others = [name for name in (CONFIG, self._name, CHECKPOINTS) if (path / name).exists()]
+        if others and not has_card:
+            raise ConfigError(
+                f"{path} holds {others[0]} of another run, and no {CARD} of an evaluation",
+                where="--out",
+                allowed="a new folder, or that of an evaluation that goes on",
+            )
 
-def refuse_differences(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to add answers to those of a different evaluation.
+    def refuse_another(self, card: Mapping[str, Any]) -> None:
+        """Refuse to add answers to those of a different evaluation.
 
-    Raises:
-        ConfigError: saying what differs.
-    """
-    found = differences(earlier, now)
-    if not found:
-        return
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise ConfigError(
-        f"this is not the evaluation that {folder} holds: {'; '.join(found[:_SHOWN])}{more}",
-        where="--out",
-        allowed="the same model, data, decoding and test-time training",
-        way_out="another --out starts a new evaluation",
-    )
+        Raises:
+            ConfigError: saying what differs.
+        """
+        found = [] if self.earlier is None else differences(self.earlier, card)
+        if found:
+            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise ConfigError(
+                f"this is not the evaluation that {self.path} holds: "
+                f"{'; '.join(found[:_SHOWN])}{more}",
+                where="--out",
+                allowed="the same model, data, decoding and test-time training",
+                way_out="another --out starts a new evaluation",
+            )
+
+    def write_card(self, card: Mapping[str, Any]) -> None:
+        """Replace the card."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / CARD, card)
+
+    def append(self, lines: Iterable[Line], rank: int = 0) -> None:
+        """Write lines at the end of a process's file."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        stem, _, ending = self._name.rpartition(".")
+        file = self.path / (self._name if rank == 0 else f"{stem}.rank{rank}.{ending}")
+        # A lone surrogate becomes \\udc80, which is how JSON writes it.
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write("".join(map(as_line, lines)))
+
+    def lines(self) -> list[Line]:
+        """The lines of all processes; a row that is there twice counts once.
+
+        Raises:
+            DataError: a line other than the last one of a file is damaged.
+        """
+        lines: dict[str, Line] = {}
+        for file in self._files():
+            for line in _read(file):
+                lines.setdefault(line["id"], line)
+        return list(lines.values())
+
+    def rewrite(self, lines: Iterable[Line]) -> None:
+        """Replace what all processes wrote by one file; there is a whole one at any moment."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path / self._name, "".join(map(as_line, lines)))
+        for file in self._files():
+            if file.name != self._name:
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        stem, _, ending = self._name.rpartition(".")
+        others = sorted(self.path.glob(f"{stem}.rank*.{ending}"))
+        first = self.path / self._name
+        return [first, *others] if first.is_file() else others
 
 
 def complete_batches(ids: Sequence[str], answered: set[str], size: int) -> set[str]:
     """Those of the ``answered`` rows whose whole batch of ``size`` rows is answered."""
     batches = [ids[start : start + size] for start in range(0, len(ids), size)]
     return {row for batch in batches if answered.issuperset(batch) for row in batch}
+
+
+def _read(file: Path) -> list[Line]:
+    """The lines of one file without a last one that was cut off."""
+    *whole, _cut_off = file.read_bytes().split(b"\n")
+    lines = []
+    for number, text in enumerate(whole, 1):
+        found: Any = None
+        with contextlib.suppress(ValueError):
+            found = json.loads(text)
+        if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+            raise DataError(
+                f"line {number} of {file.name} is damaged",
+                where=str(file),
+                allowed="one JSON object with an id on each line",
+                way_out="take the line out: its row is then answered again",
+            )
+        lines.append(found)
+    return lines

@@ -98,7 +98,7 @@ def read_records(file: Path, kind: type[T]) -> tuple[list[T], str | None]:
 def write_json(file: Path, content: Any) -> None:
     """Replace a file by indented JSON, of a record or of plain values; it is whole at any time."""
     content = asdict(content) if is_dataclass(content) else content  # type: ignore[arg-type]
-    _replace(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    replace_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def append_records(file: Path, records: Iterable[Any]) -> None:
@@ -122,7 +122,7 @@ def drop_later_lines(file: Path, iteration: int) -> None:
         return isinstance(number, int) and number <= iteration
 
     lines = file.read_text(encoding="utf-8").split("\n")
-    _replace(file, "".join(line + "\n" for line in lines if keep(line)))
+    replace_file(file, "".join(line + "\n" for line in lines if keep(line)))
 
 
 def _text(file: Path) -> str:
@@ -140,8 +140,8 @@ def _object(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _replace(file: Path, text: str) -> None:
-    """At once, so that an interruption loses nothing."""
+def replace_file(file: Path, text: str) -> None:
+    """Replace a file by a text at once, so that an interruption loses nothing."""
     fresh = file.with_name(f".{file.name}.new")
     fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(fresh, file)
