@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.records import Batch
@@ -149,12 +150,11 @@ def _continue(
 
 
 def _collected(rows: Sequence[_Row], device: torch.device) -> Continuations:
-    num_tokens = torch.tensor([len(row.tokens) for row in rows], dtype=torch.int64)
-    length = max((len(row.tokens) for row in rows), default=0)
-    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
-    logprobs = torch.zeros(len(rows), length)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int64)
-        logprobs[i, : len(row.tokens)] = torch.tensor(row.logprobs)
-    finish = tuple(row.finish for row in rows)
-    return Continuations(tokens.to(device), num_tokens.to(device), logprobs.to(device), finish)
+    tokens = [torch.tensor(row.tokens, dtype=torch.int64) for row in rows]
+    logprobs = [torch.tensor(row.logprobs) for row in rows]
+    return Continuations(
+        pad_sequence(tokens, batch_first=True).to(device),
+        torch.tensor([len(row.tokens) for row in rows], device=device),
+        pad_sequence(logprobs, batch_first=True).to(device),
+        tuple(row.finish for row in rows),
+    )

@@ -61,10 +61,17 @@ def first_line_cleaned(output: str) -> str:
     return cleaned(first_line(output))
 
 
-CUTS: dict[str, Cut] = {
-    cut.__name__: cut
-    for cut in (whole, first_line, first_line_after_newlines, cleaned, first_line_cleaned)
-}
+def line_of_code(output: str) -> str:
+    """The first line, after newlines at the start, without a backtick, ``#`` or ``//``.
+
+    If every line has one, the whole output.
+    """
+    lines = output.lstrip("\n").split("\n")
+    return next((x for x in lines if not any(mark in x for mark in ("`", "#", "//"))), output)
+
+
+_CUTS = (whole, first_line, first_line_after_newlines, cleaned, first_line_cleaned, line_of_code)
+CUTS: dict[str, Cut] = {cut.__name__: cut for cut in _CUTS}
 
 
 # What is compared
@@ -143,16 +150,12 @@ def classification(output: str, reference: str, classes: Sequence[str] = TREC_CL
 
 
 def code_similarity(output: str, reference: str) -> float:
-    """Similarity of the first line that is no comment to the reference, in steps of 0.01.
+    """Twice the matching characters over all of them, in steps of 0.01.
 
-    The first line, after newlines at the start, without a backtick, ``#`` or ``//``; if every line
-    has one, the whole output. The similarity is twice the matching characters over all of them, as
-    the standard library's ``SequenceMatcher`` finds them (it matches neither the longest nor the
-    fewest blocks, and ignores frequent characters of references of 200 or more).
+    As the standard library's ``SequenceMatcher`` finds them: it matches neither the longest nor the
+    fewest blocks, and ignores frequent characters of references of 200 or more.
     """
-    lines = output.lstrip("\n").split("\n")
-    line = next((x for x in lines if not any(mark in x for mark in ("`", "#", "//"))), output)
-    return round(100 * difflib.SequenceMatcher(None, line, reference).ratio()) / 100
+    return round(100 * difflib.SequenceMatcher(None, output, reference).ratio()) / 100
 
 
 def edit_similarity(output: str, reference: str) -> float:

@@ -56,7 +56,7 @@ RULES: dict[str, Rule] = {
         Rule("ruler_qa_official", rules.contains_any, "cleaned"),
         Rule("qa_f1", rules.Best(rules.f1), "first_line"),
         Rule("classification", rules.Best(rules.classification), "first_line_after_newlines"),
-        Rule("code_similarity", rules.Best(rules.code_similarity)),
+        Rule("code_similarity", rules.Best(rules.code_similarity), "line_of_code"),
         Rule("count", rules.Best(rules.count)),
         Rule("retrieval", rules.Best(rules.retrieval)),
     )
