@@ -113,7 +113,11 @@ def main(argv: Sequence[str]) -> int:
     tasks = _known_tasks(options)
     results = _evaluate(options, _model(options), tasks)
     samples = results.pop("samples", {})
-    sys.stdout.write(_table(results) + "\n")
+    from lm_eval.utils import make_table
+
+    sys.stdout.write(f"{make_table(results)}\n")
+    if results.get("groups"):
+        sys.stdout.write(f"{make_table(results, 'groups')}\n")
     if options.out is not None:
         _write(Path(options.out), results, samples)
         sys.stdout.write(f"results   {Path(options.out, RESULTS)}\n")
@@ -231,23 +235,12 @@ def _evaluate(options: HarnessOptions, model: Any, manager: Any) -> dict[str, An
     return results
 
 
-def _table(results: dict[str, Any]) -> str:
-    from lm_eval.utils import make_table
-
-    tables = [make_table(results)]
-    if results.get("groups"):
-        tables.append(make_table(results, "groups"))
-    return "\n".join(str(table) for table in tables)
-
-
 def _write(folder: Path, results: dict[str, Any], samples: dict[str, list[Any]]) -> None:
     from lm_eval.utils import handle_non_serializable
 
+    as_json = partial(json.dumps, default=handle_non_serializable, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in samples.items():
         with (folder / f"samples_{task}.jsonl").open("w", encoding="utf-8") as file:
-            for row in rows:
-                line = json.dumps(row, default=handle_non_serializable, ensure_ascii=False)
-                file.write(f"{line}\n")
-    text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
+            file.writelines(f"{as_json(row)}\n" for row in rows)
+    (folder / RESULTS).write_text(as_json(results, indent=2) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from refine_pl.backbones.base import FastWeightLM, Forks
@@ -117,8 +118,9 @@ class PolicyLM(TemplateLM):
         # Long ones first: what is too large for the memory shows at once.
         for prefix in sorted(by_context, key=lambda c: (-len(c), c)):
             rest = sorted(by_context[prefix], key=lambda c: (len(c), c))
-            parts = range(0, len(rest), self.batch_size)  # thousands may follow an empty context
-            pieces += [(prefix, rest[start : start + self.batch_size]) for start in parts]
+            while rest:  # thousands may follow an empty context
+                pieces.append((prefix, rest[: self.batch_size]))
+                rest = rest[self.batch_size :]
         scores: dict[tuple[Ids, Ids], Scored] = {}
         for batch in self._batches(pieces, "log-likelihood", disable_tqdm):
             scores |= self._scores(batch)
@@ -177,7 +179,7 @@ class PolicyLM(TemplateLM):
     def _scores(self, rows: Sequence[tuple[Ids, Sequence[Ids]]]) -> dict[tuple[Ids, Ids], Scored]:
         """Of every continuation of some contexts."""
         tokens, num_tokens = self._padded([context for context, _ in rows])
-        targets = _stacked([rest for _, rest in rows], -1).to(tokens.device)  # [B, N, L]
+        targets = _stacked([rest for _, rest in rows]).to(tokens.device)  # [B, N, L]
         number = torch.arange(len(rows), device=tokens.device)
         forks = None
         if targets.shape[-1] > 1:  # nothing is predicted from the last token
@@ -214,10 +216,8 @@ class PolicyLM(TemplateLM):
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as ``tokens [B, T]`` and ``num_tokens [B]``, on the policy's device."""
         device = next(self.policy.parameters()).device
-        return (
-            _stacked([[row] for row in rows], 0)[:, 0].to(device),
-            torch.tensor([len(row) for row in rows], device=device),
-        )
+        tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        return tokens.to(device), torch.tensor([len(row) for row in rows], device=device)
 
     def _batches(self, items: Sequence[Item], what: str, quiet: bool) -> Iterator[Sequence[Item]]:
         with tqdm(total=len(items), desc=what, disable=quiet or not self.progress) as bar:
@@ -258,12 +258,9 @@ def answering_of(settings: Mapping[str, Any]) -> Answering:
     )
 
 
-def _stacked(rows: Sequence[Sequence[Sequence[int]]], padding: int) -> Tensor:
-    """Ragged ids as ``[B, N, L]`` int64, ``padding`` where there are none."""
-    count = max(len(row) for row in rows)
-    length = max((len(ids) for row in rows for ids in row), default=0)
-    stacked = torch.full((len(rows), count, max(length, 1)), padding, dtype=torch.int64)
-    for b, row in enumerate(rows):
-        for n, ids in enumerate(row):
-            stacked[b, n, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-    return stacked
+def _stacked(rows: Sequence[Sequence[Ids]]) -> Tensor:
+    """Ragged ids as ``[B, N, L]`` int64, -1 where there are none; ``L`` is at least 1."""
+    ids = [torch.tensor(ids, dtype=torch.int64) for row in rows for ids in row]
+    flat = pad_sequence([*ids, torch.tensor([-1])], batch_first=True, padding_value=-1)[:-1]
+    by_row = flat.split([len(row) for row in rows])
+    return pad_sequence(list(by_row), batch_first=True, padding_value=-1)

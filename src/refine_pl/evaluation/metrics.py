@@ -34,6 +34,7 @@ class _Means(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     total: Tensor
     num_rows: Tensor
 
@@ -43,6 +44,11 @@ class _Means(Metric):
         self.add_state("total", default=zeros, dist_reduce_fx="sum")
         self.add_state("num_rows", default=zeros.long(), dist_reduce_fx="sum")
         self.add_state("rule_id", default=torch.tensor(stream_seed(*names)), dist_reduce_fx="max")
+
+    def add(self, values: Sequence[float]) -> None:
+        """Add the scores of rows."""
+        self.total += sum(values)
+        self.num_rows += len(values)
 
     def compute(self) -> Any:
         """``[]`` float64 in [0, 1]; nan if there was no row on any process."""
@@ -57,9 +63,6 @@ class MeanScore(_Means):
         **kwargs: of ``torchmetrics.Metric``.
     """
 
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
-
     def __init__(self, rule: Rule, **kwargs: Any) -> None:
         super().__init__((), (rule.name, rule.cut), **kwargs)
         self.rule = rule
@@ -68,9 +71,7 @@ class MeanScore(_Means):
         """Add rows: a response and a list of references each; the same number of both."""
         _check_lengths(responses, references)
         # All rows are scored before the first one counts: an error leaves nothing half added.
-        values = [self.rule(*row) for row in zip(responses, references, strict=True)]
-        self.total += sum(values)
-        self.num_rows += len(values)
+        self.add([self.rule(*row) for row in zip(responses, references, strict=True)])
 
 
 class TaskScore(MeanScore):
@@ -149,9 +150,7 @@ class AnswerScore(_Means):
 
     def update(self, answers: Iterable[Answer]) -> None:
         """Add answers; their rows have references."""
-        values = [score(answer.row.task, answer.text, answer.row.answers) for answer in answers]
-        self.total += sum(values)
-        self.num_rows += len(values)
+        self.add([score(answer.row.task, answer.text, answer.row.answers) for answer in answers])
 
 
 class TaskScores(_Means):
