@@ -70,7 +70,7 @@ def test_every_task_has_a_rule():
         # Question answering: first line, or, for some tasks, the first that is not empty.
         ("qasper", "\nthe cat", ["cat"], 0.0),
         ("triviaqa", "\n\nthe cat\na dog", ["cat"], 1.0),
-        ("triviaqa", " \nthe cat", ["cat"], 0.0),  # a space is no newline
+        ("triviaqa", " \nthe cat", ["cat"], 0.0),  # a space is not a newline
         ("hotpotqa", "An apple, the apple; a pear!", ["apple pear"], 0.8),
         ("hotpotqa", "the", ["a"], 0.0),  # nothing is left of either
         ("musique", "U.S.A.", ["usa"], 1.0),
@@ -86,7 +86,7 @@ def test_every_task_has_a_rule():
         ("trec", "\nDate, City or Food\nAnimal", ["City"], 1 / 3),
         ("trec", "date", ["Date"], 0.0),
         ("trec", "Lasting time of something", ["Lasting time of somethin"], 1.0),
-        # Code: the first line that is no comment; all of the output if there is none.
+        # Code: the first line that is not a comment; all of the output if every line is one.
         ("lcc", "\n\n# a\n`b`\nx // y\nreturn 1\nreturn 2", ["return 1"], 1.0),
         ("lcc", "x\n", ["x\n"], 0.67),  # only the line of the output is cut
         ("lcc", "\n# ab", ["\n# ab"], 1.0),

@@ -56,7 +56,7 @@ class AnsweringProgress:
             self.bar.start()
 
     def advance(self, rows: int, tokens: int) -> None:
-        """Show that this process has answered ``rows`` more, with so many tokens."""
+        """Show that this process has answered ``rows`` more, with ``tokens`` tokens."""
         self.rows = min(self.rows + rows * self.processes, self.total)
         self.tokens += tokens * self.processes
         now = time.monotonic()

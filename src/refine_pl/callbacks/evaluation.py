@@ -156,8 +156,8 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the answers of a batch; in ``test`` score them first."""
-        line = scored_line if self._card["stage"] == "test" else predicted_line
-        self._files.append([line(answer) for answer in outputs], trainer.global_rank)
+        scored = self._card["stage"] == "test"
+        self._files.append([line_of(answer, scored) for answer in outputs], trainer.global_rank)
         self._new_tokens += sum(answer.num_tokens for answer in outputs)
 
     on_predict_batch_end = on_test_batch_end
@@ -227,27 +227,24 @@ class Evaluation(Callback):
             self._card["tokens_per_s"] = self._card["tokens"] / self._card["seconds"]
 
 
-def predicted_line(answer: Answer) -> Line:
-    """A line of ``predictions.jsonl``."""
-    return {
-        "id": answer.row.id,
+def line_of(answer: Answer, scored: bool) -> Line:
+    """A line of ``answers.jsonl`` if it is ``scored``, otherwise of ``predictions.jsonl``.
+
+    Raises:
+        DataError: the row has no references to be scored by.
+    """
+    row = answer.row
+    answered = {
         "prompt_tokens": answer.prompt_tokens,
         "cut_tokens": answer.cut_tokens,
         "output": answer.text,
         "num_tokens": answer.num_tokens,
         "finish": answer.finish,
     }
-
-
-def scored_line(answer: Answer) -> Line:
-    """A line of ``answers.jsonl``.
-
-    Raises:
-        DataError: the row has no references.
-    """
-    row = answer.row
+    if not scored:
+        return {"id": row.id, **answered}
     (_, released), *further = scores(row.task, answer.text, row.answers).items()
-    line = {"id": row.id, "task": row.task, "length": row.length, **predicted_line(answer)}
+    line = {"id": row.id, "task": row.task, "length": row.length, **answered}
     return line | {"references": list(row.answers), "score": released, "scores": dict(further)}
 
 

@@ -22,7 +22,7 @@ def rouge_l(output: str, reference: str) -> float:
     a reference without a sentence (empty, or full stops alone), or a pair of sentences too long
     for the package's recursion, scores 0.
     """
-    from rouge import Rouge  # outside of the thread: a package that is missing is no score of 0
+    from rouge import Rouge  # outside of the thread: a missing package is not a score of 0
 
     scorer = Rouge(metrics=["rouge-l"], stats=["f"])
     result: list[float] = []

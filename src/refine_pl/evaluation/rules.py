@@ -11,7 +11,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from refine_pl.errors import DataError
 
@@ -77,19 +76,9 @@ CUTS: dict[str, Cut] = {cut.__name__: cut for cut in _CUTS}
 # What is compared
 
 
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The best of the references under a rule for one of them.
-
-    Args:
-        one: ``(output, reference) -> float`` in [0, 1].
-    """
-
-    one: Callable[[str, str], float]
-
-    def __call__(self, output: str, references: Sequence[str]) -> float:
-        """The highest score that a reference gives."""
-        return max(self.one(output, reference) for reference in references)
+def best(one: Callable[[str, str], float], output: str, references: Sequence[str]) -> float:
+    """The highest score that a reference gives under ``one(output, reference) -> float``."""
+    return max(one(output, reference) for reference in references)
 
 
 def _contained(output: str, references: Sequence[str]) -> list[bool]:

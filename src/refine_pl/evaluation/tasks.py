@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 
 from refine_pl.errors import ConfigError, DataError, nearest
 from refine_pl.evaluation import rules
 from refine_pl.evaluation.rouge_l import rouge_l
-from refine_pl.evaluation.rules import CUTS, Compare
+from refine_pl.evaluation.rules import CUTS, Compare, best
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +46,20 @@ class Rule:
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        Rule("exact_match", rules.Best(rules.exact_match)),
+        Rule("exact_match", partial(best, rules.exact_match)),
         Rule("contains_any", rules.contains_any),
         Rule("recall", rules.recall),
-        Rule("f1", rules.Best(rules.f1)),
-        Rule("rouge_l", rules.Best(rouge_l)),
-        Rule("edit_similarity", rules.Best(rules.edit_similarity)),
+        Rule("f1", partial(best, rules.f1)),
+        Rule("rouge_l", partial(best, rouge_l)),
+        Rule("edit_similarity", partial(best, rules.edit_similarity)),
         Rule("needle_recall", rules.recall),
         Rule("ruler_qa", rules.contains_any, "first_line_cleaned", ("ruler_qa_official",)),
         Rule("ruler_qa_official", rules.contains_any, "cleaned"),
-        Rule("qa_f1", rules.Best(rules.f1), "first_line"),
-        Rule("classification", rules.Best(rules.classification), "first_line_after_newlines"),
-        Rule("code_similarity", rules.Best(rules.code_similarity), "line_of_code"),
-        Rule("count", rules.Best(rules.count)),
-        Rule("retrieval", rules.Best(rules.retrieval)),
+        Rule("qa_f1", partial(best, rules.f1), "first_line"),
+        Rule("classification", partial(best, rules.classification), "first_line_after_newlines"),
+        Rule("code_similarity", partial(best, rules.code_similarity), "line_of_code"),
+        Rule("count", partial(best, rules.count)),
+        Rule("retrieval", partial(best, rules.retrieval)),
     )
 }
 """Rules by name, for tasks of one's own. The first six are general, the others of a benchmark."""
