@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from refine_pl.backbones import FastWeightLM
+from refine_pl.errors import ConfigError
 from refine_pl.evaluation.answering import Answering
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
@@ -112,8 +113,11 @@ class MeasuredModule(LightningModule):
         self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[Answer]:
         """Answer the prompts of a batch; a callback scores the answers and writes them."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ConfigError("answering needs the data's tokenizer", where="data")
         generator = RowRandom(self.seed, 0, batch.prompts.rows, "answer")
-        return self.answering.answer(self.policy, batch, self.tokenizer, generator)
+        return self.answering.answer(self.policy, batch, tokenizer, generator)
 
     def predict_step(
         self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0
