@@ -118,12 +118,8 @@ def rule_of(task: str) -> Rule:
         return TASK_RULES[task]
     if task == "niah" or task.startswith("niah_"):
         return RULES["needle_recall"]
-    near = nearest(task, TASK_RULES)
-    raise ConfigError(
-        f"no rule scores the task {task!r}" + (f"; did you mean {near!r}?" if near else ""),
-        allowed=", ".join(sorted(TASK_RULES)) + ", niah_*",
-        way_out=f"data.rules: {{{task}: f1}}, or another rule, or a function of your own",
-    )
+    way_out = f"data.rules: {{{task}: f1}}, or another rule, or a function of your own"
+    raise _unknown(f"no rule scores the task {task!r}", task, [*TASK_RULES, "niah_*"], way_out)
 
 
 def register(task: str, rule: str | Compare, cut: str | None = None) -> Rule:
@@ -148,7 +144,7 @@ def register(task: str, rule: str | Compare, cut: str | None = None) -> Rule:
         found = Rule(getattr(rule, "__name__", type(rule).__name__), rule)
     if cut is not None:
         if cut not in CUTS:
-            raise _unknown("cut", cut, CUTS)
+            raise _unknown(f"no cut is called {cut!r}", cut, CUTS)
         found = replace(found, cut=cut)
     if not task.strip():
         raise ConfigError("the name of a task is empty")
@@ -187,7 +183,7 @@ def _named(name: str) -> Rule:
         return RULES[name]
     module, _, function = name.rpartition(".")
     if not module:
-        raise _unknown("rule", name, RULES)
+        raise _unknown(f"no rule is called {name!r}", name, RULES)
     try:
         compare = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -201,26 +197,22 @@ def _named(name: str) -> Rule:
     return Rule(function, compare)
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+def _unknown(what: str, name: str, known: Iterable[str], way_out: str | None = None) -> ConfigError:
     near = nearest(name, known)
-    return ConfigError(
-        f"no {kind} is called {name!r}" + (f"; did you mean {near!r}?" if near else ""),
-        allowed=", ".join(known),
-    )
+    what += f"; did you mean {near!r}?" if near else ""
+    return ConfigError(what, allowed=", ".join(known), way_out=way_out)
 
 
 def _check(response: str, references: Sequence[str]) -> None:
-    if not isinstance(response, str):
-        raise DataError(f"a response is text, not {type(response).__name__}")
     if isinstance(references, str):  # would be scored letter by letter
         raise DataError(
             "references are a list of texts, not one text", way_out=f"[{references[:40]!r}]"
         )
+    for what, text in (("response", response), *(("reference", r) for r in references)):
+        if not isinstance(text, str):
+            raise DataError(f"a {what} is text, not {type(text).__name__}: {text!r:.80}")
     if len(references) == 0:
         raise DataError(
             "a response cannot be scored without references",
             way_out="leave rows without answers out, or answer them with refine-pl predict",
         )
-    for reference in references:
-        if not isinstance(reference, str):
-            raise DataError(f"a reference is text, not {type(reference).__name__}: {reference!r}")
