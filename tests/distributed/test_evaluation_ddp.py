@@ -25,7 +25,14 @@ def run(folder, *options):
 
 def test_two_processes(tmp_path):
     torch.manual_seed(0)
-    policy = DeltaNet(257, 16, 1, 2, intermediate_size=32, initializer_range=0.3)
+    policy = DeltaNet(
+        vocab_size=257,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        initializer_range=0.3,
+    )
     save_pretrained(policy, tmp_path / "model")
     evaluations.save_byte_tokenizer(tmp_path / "model")
     evaluations.write_rows(tmp_path / "rows.jsonl", evaluations.rows(7))
