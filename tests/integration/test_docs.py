@@ -183,7 +183,7 @@ class Reader:
             content = {"state_dict": {}, "hyper_parameters": {}}
             content["refine_pl"] = {"tokenizer": {"class_path": "refine_pl.data.Bytes"}}
             if words[0] == "export":
-                policy = DeltaNet(9, 8, 1, num_heads=1)
+                policy = DeltaNet(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_heads=1)
                 content["state_dict"] = {f"policy.{k}": v for k, v in policy.state_dict().items()}
                 content["refine_pl"] = {"backbone": policy.config()}
             torch.save({"pytorch-lightning_version": "2.6.6", **content}, path)
