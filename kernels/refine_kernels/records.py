@@ -49,7 +49,16 @@ def map_numbers(function: Callable[..., Tensor], record: R, *others: R) -> R:
         record: a dataclass, a named or plain tuple, a tensor; anything else stays as it is.
         others: of the same kind; where one has None, the result has.
     """
-    return _map(function, (record, *others))
+
+    def of_numbers(first: Tensor, *rest: Tensor) -> Tensor:
+        return function(first, *rest) if first.is_floating_point() else first
+
+    return _map(of_numbers, (record, *others))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], record: R) -> R:
+    """The function of every tensor, counts and masks too; else as :func:`map_numbers`."""
+    return _map(function, (record,))
 
 
 def _map(function: Callable[..., Tensor], records: Sequence[Any]) -> Any:
@@ -57,7 +66,7 @@ def _map(function: Callable[..., Tensor], records: Sequence[Any]) -> Any:
     if any(each is None for each in records):
         return None
     if isinstance(record, Tensor):
-        return function(*records) if record.is_floating_point() else record
+        return function(*records)
     if isinstance(record, tuple):
         parts = [_map(function, each) for each in zip(*records, strict=True)]
         return type(record)(*parts) if hasattr(record, "_fields") else tuple(parts)

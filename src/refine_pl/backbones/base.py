@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from refine_kernels.records import map_numbers, numbers
+from refine_kernels.records import map_numbers, map_tensors, numbers
 
 if TYPE_CHECKING:
     from refine_pl.backbones.head import VocabHead
@@ -37,20 +37,20 @@ class Forks:
 class LayerState:
     """What one layer carries from token to token, for ``R`` rows. Never changed in place.
 
-    A dataclass; its tensors of numbers are found in its fields, however deep inside. Where each has
-    a row of its own for every row of the state, there is nothing more to say.
+    A dataclass; its tensors are found in its fields, however deep inside. Where each has a row of
+    its own for every row of the state, there is nothing more to say.
     """
 
     def select(self, rows: Tensor) -> Self:
         """The rows ``rows [M]`` int64."""
-        return map_numbers(lambda x: x[rows], self)
+        return map_tensors(lambda x: x[rows], self)
 
     def fork(self, n: int) -> Self:
         """Every row ``n`` times, one after the other; override to share between the copies."""
-        return map_numbers(lambda x: x.repeat_interleave(n, 0), self)
+        return map_tensors(lambda x: x.repeat_interleave(n, 0), self)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor of numbers that is held."""
+        """Every floating-point tensor that is held."""
         return numbers(self)
 
     def detach(self) -> Self:
@@ -144,11 +144,11 @@ class TokenLayout:
         ``rows`` is a tensor, or a record of some.
         """
         num_main, size = self.batch * self.length, (self.batch, self.length)
-        main = map_numbers(lambda x: x[:num_main].unflatten(0, size), rows)
+        main = map_tensors(lambda x: x[:num_main].unflatten(0, size), rows)
         if self.forks is None:
             return main, None
         length = self.forks.tokens.shape[-1]
-        return main, map_numbers(lambda x: x[num_main:].unflatten(0, (-1, length)), rows)
+        return main, map_tensors(lambda x: x[num_main:].unflatten(0, (-1, length)), rows)
 
     def join(self, main: Tensor, fork: Tensor | None) -> Tensor:
         """The inverse of :meth:`split`."""
