@@ -41,7 +41,7 @@ def title_of(scalar: str) -> str:
 
 
 def closing_names(scalars: Iterable[str]) -> list[str]:
-    """Those of ``scalars`` that belong in a closing table, in the order of the table above.
+    """Those of ``scalars`` that belong in a closing table, in the order of ``GROUPS``.
 
     A single reward is the sum: it is left out.
     """

@@ -2,7 +2,7 @@
 
 What one update computes is in ``refine_step.py``, how a batch becomes updates in ``updater.py``,
 and which updates a batch is made into in ``phases.py``. Around them: ``checks.py`` before a run,
-``validation.py`` for what is measured, ``tally.py`` and ``metrics.py`` for what is logged.
+``validation.py`` for what is measured, ``tally.py`` and ``metric_table.py`` for what is logged.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ STATE_KEY = "refine_pl"
 
 
 class RefineModule(MeasuredModule):
-    """Trains a fast-weight model with ReFINE. What is logged: ``metrics.py``.
+    """Trains a fast-weight model with ReFINE. What is logged: ``metric_table.py``.
 
     Args:
         backbone: the model that is trained, the policy.

@@ -74,7 +74,11 @@ def logged_means(means: Mapping[str, float], weights: LossWeights) -> dict[str, 
 
 
 def tally_experience(tally: Tally, experience: Experience, group_by: GroupBy) -> None:
-    """Add the rewards and advantages of one micro-batch of rollouts."""
+    """Add what the log says about one micro-batch of rollouts.
+
+    A number of your own is a line here, over the entries that are ``valid [B, S]``, and one in
+    ``metric_table.py``.
+    """
     valid = experience.rollouts.valid
     for name, part in experience.reward_parts.items():
         tally.add_spread(f"reward/{name}", part[valid])
