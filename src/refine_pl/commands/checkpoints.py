@@ -14,13 +14,12 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._util import get_import_path
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint import CheckpointException
 
 from refine_pl.backbones.pretrained import class_fields, model_class
-from refine_pl.commands.config_classes import public_path
-from refine_pl.commands.config_schema import Setting, parser_schema
-from refine_pl.commands.config_sources import Source
+from refine_pl.commands.config_sources import Source, texts
 from refine_pl.errors import CheckpointError, nearest
 
 # Words that stand for a checkpoint which only the trainer can find.
@@ -94,9 +93,8 @@ def use_as_defaults(
     hparams = _with_a_made_backbone(checkpoint)
     if pretrained:
         hparams.pop("backbone", None)
-    model = parser_schema(parser)["model"]
-    assert not isinstance(model, Setting)
-    for name in hparams.keys() & model.keys():
+    known = {a.dest.removeprefix("model.") for a in parser._actions if "model." in a.dest}
+    for name in hparams.keys() & known:
         try:
             parser.set_defaults({f"model.{name}": hparams[name]})
         except Exception as error:  # whatever importing a class raises
@@ -105,7 +103,7 @@ def use_as_defaults(
                 way_out=f"give model.{name} in the configuration, or put the class's file where it "
                 "was",
             ) from error
-    return [name for name in hparams if name not in model and not name.startswith("_")]
+    return [name for name in hparams if name not in known and not name.startswith("_")]
 
 
 def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) -> None:
@@ -118,10 +116,15 @@ def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) ->
     Raises:
         CheckpointError: the name of one is not written in ``sources``.
     """
-    texts = [text for source in sources for text in _texts(source.values, _folder(source))]
+    written = {
+        text
+        for source in sources
+        for key, value in source.values.items()
+        if key.partition(".")[0] == "model"
+        for text in texts(value, source)
+    }
     for key, function in _functions(model, "model"):
-        name = rf"(?<![\w.]){re.escape(function)}(?![\w.])"
-        if not any(re.search(name, text) for text in texts):
+        if function not in written:
             raise CheckpointError(
                 f"{key} is {function}, which only the checkpoint names",
                 where="--ckpt_path",
@@ -132,31 +135,13 @@ def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) ->
 
 def _functions(part: Any, key: str) -> Iterator[tuple[str, str]]:
     """The arguments below a part of a parsed configuration that name code, with their keys."""
-    if not isinstance(part, Mapping | Namespace):
-        return
-    values = dict(part.items()) if isinstance(part, Mapping) else part.as_dict()
-    cls = pydoc.locate(str(values.get("class_path")))
-    for argument in getattr(cls, "code_arguments", ()):
-        yield f"{key}.init_args.{argument}", str(values["init_args"][argument])
-    for name, value in values.items():
-        yield from _functions(value, f"{key}.{name}")
-
-
-def _folder(source: Source) -> Path:
-    """What files that are named in ``source`` lie in."""
-    return Path() if source.on_command_line else Path(source.name).parent
-
-
-def _texts(values: Any, folder: Path) -> Iterator[str]:
-    """All text below ``values``, with that of files that are named in the place of a group."""
-    if isinstance(values, str):
-        yield values
-        file = folder / values
-        if values.endswith((".yaml", ".yml", ".json")) and file.is_file():
-            yield file.read_text(encoding="utf-8")
-    elif isinstance(values, Mapping | list):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _texts(value, folder)
+    values = part.as_dict() if isinstance(part, Namespace) else part
+    if isinstance(values, Mapping):
+        cls = pydoc.locate(str(values.get("class_path")))
+        for argument in getattr(cls, "code_arguments", ()):
+            yield f"{key}.init_args.{argument}", str(values["init_args"][argument])
+        for name, value in values.items():
+            yield from _functions(value, f"{key}.{name}")
 
 
 def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +157,7 @@ def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in dict(given.get("init_args") or {}).items():
         if loaded and name in inspect.signature(cls).parameters:
             fields[name] = value
-    hparams["backbone"] = {"class_path": public_path(cls), "init_args": fields}
+    hparams["backbone"] = {"class_path": get_import_path(cls), "init_args": fields}
     hparams["pretrained"] = None
     return hparams
 

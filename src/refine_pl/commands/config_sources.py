@@ -19,6 +19,7 @@ from refine_pl.recipes import recipes
 
 Key = tuple[str | int, ...]  # ("trainer", "callbacks", 0, "init_args", "save_top_k")
 
+_SUFFIXES = (".yaml", ".yml", ".json")
 _FLAGS = {"-h", "--help", "--print_config"}  # options that stand alone
 
 
@@ -31,7 +32,7 @@ class Source:
         values: the settings, nested.
         lines: the line of each key, for files.
         base: the key that the whole of ``values`` belongs under.
-        on_command_line: whether it is an option. In an option the names ``init_args`` may be left
+        option: ``--model.seed``, if it is an option. There the names ``init_args`` may be left
             out: ``--model.selector.min_prefix 8``.
     """
 
@@ -39,12 +40,7 @@ class Source:
     values: dict[str, Any]
     lines: Mapping[Key, int] = field(default_factory=dict)
     base: Key = ()
-    on_command_line: bool = False
-
-    @property
-    def option(self) -> str:
-        """``--model.seed``, if it is an option."""
-        return self.name.removeprefix("command line, ") if self.on_command_line else ""
+    option: str = ""
 
     def where(self, key: Key) -> str:
         """The file and the line of ``key``, or of what is nearest around it."""
@@ -54,6 +50,19 @@ class Source:
             if line is not None:
                 return f"{self.name}, line {line}"
         return self.name
+
+    def opened(self, value: Any, key: Key) -> tuple[Any, Source]:
+        """The value of ``key``, and where it is given: a group may be the name of its file.
+
+        Raises:
+            ConfigError: the file is there and cannot be used.
+        """
+        if isinstance(value, str) and value.endswith(_SUFFIXES):
+            file = (Path() if self.option else Path(self.name).parent) / value
+            if file.is_file():
+                nested = read_file(file, key)
+                return nested.values, nested
+        return value, self
 
 
 def dotted(key: Key) -> str:
@@ -76,7 +85,7 @@ def read_sources(argv: Sequence[str]) -> list[Source]:
             sources.append(_config(value))
         else:
             values = _nested(option.removeprefix("--").removesuffix("+"), _scalar(value))
-            sources.append(Source(f"command line, {option}", values, on_command_line=True))
+            sources.append(Source(f"command line, {option}", values, option=option))
     return sources
 
 
@@ -105,6 +114,16 @@ def all_values(source: Source, key: str) -> list[Any]:
     return list(_values(source.values, key, source))
 
 
+def texts(values: Any, source: Source) -> Iterator[str]:
+    """All text below ``values``, which ``source`` gives."""
+    values, source = source.opened(values, ())
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping | list):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from texts(value, source)
+
+
 def since_class(sources: Sequence[Source], key: str) -> Sequence[Source]:
     """The sources from the last one on that names the class of ``key``; it drops earlier ones."""
     for number in reversed(range(len(sources))):
@@ -116,15 +135,13 @@ def since_class(sources: Sequence[Source], key: str) -> Sequence[Source]:
 
 def name_of_run(sources: Sequence[Source]) -> str | None:
     """The name of the last configuration file among the sources, without its suffix."""
-    files = [source.name for source in sources if source.name.endswith((".yaml", ".yml", ".json"))]
+    files = [source.name for source in sources if source.name.endswith(_SUFFIXES)]
     return Path(files[-1]).stem if files else None
 
 
 def _values(values: Any, key: str, source: Source) -> Iterator[Any]:
-    """Every value of ``key`` below ``values``; a group may be the name of a file that holds it."""
-    if isinstance(values, str) and values.endswith((".yaml", ".yml", ".json")):
-        file = (Path() if source.on_command_line else Path(source.name).parent) / values
-        values = read_file(file).values if file.is_file() else {}
+    """Every value of ``key`` below ``values``."""
+    values, source = source.opened(values, ())
     for name, value in values.items() if isinstance(values, Mapping) else ():
         if name == key:
             yield value

@@ -22,7 +22,7 @@ from refine_pl.callbacks.evaluation import find_evaluation
 from refine_pl.commands import lightning_cli
 from refine_pl.commands.callback_keys import evaluation_callbacks
 from refine_pl.commands.checkpoints import tokenizer_of
-from refine_pl.commands.config_classes import find_class
+from refine_pl.commands.config_rules import find_class
 from refine_pl.commands.config_sources import Source, last_value, name_of_run, since_class
 from refine_pl.errors import ConfigError
 

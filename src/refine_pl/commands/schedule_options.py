@@ -96,7 +96,7 @@ def check_rate(sources: Sequence[Source], stages: Mapping[str, Any]) -> None:
     if len(own) < len(stages) or not rates or not staged:
         return
     last = rates[-1]
-    if last <= staged[-1] and not sources[last].on_command_line:
+    if last <= staged[-1] and not sources[last].option:
         return
     raise ConfigError(
         "model.optimizer.lr would have no effect: every stage of the schedule has its own",
