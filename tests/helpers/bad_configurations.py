@@ -34,6 +34,11 @@ def needles(haystack):
 
 
 MODEL = "model.backbone.init_args"
+LINEAR = "torch.optim.lr_scheduler.LinearLR"
+TORCH_SEQUENCE = {
+    "class_path": "torch.optim.lr_scheduler.SequentialLR",
+    "init_args": {"schedulers": [{"class_path": LINEAR}], "milestones": []},
+}
 CASES = [
     # Keys that do not exist.
     Case("top level", {"modle": 1}, ["modle", "did you mean model?"], line="modle"),
@@ -226,6 +231,22 @@ CASES = [
         {"trainer.callbacks.0.class_path": "refine_pl.callbacks.RolloutRecoder"},
         ["no RolloutRecoder", "did you mean refine_pl.callbacks.RolloutRecorder?"],
         line="RolloutRecoder",
+    ),
+    Case(
+        "schedulers that are made already",
+        {"model.lr_scheduler": TORCH_SEQUENCE},
+        [
+            "model.lr_scheduler is torch.optim.lr_scheduler.SequentialLR",
+            "made from objects, not from settings",
+            "way out: refine_pl.training.SequentialLR, with the same arguments",
+        ],
+        line="SequentialLR",
+    ),
+    Case(
+        "an argument of a scheduler",
+        {"model.lr_scheduler": {"class_path": LINEAR, "init_args": {"total_iter": 4}}},
+        ["model.lr_scheduler.init_args.total_iter", LINEAR, "did you mean total_iters?"],
+        line="total_iter",
     ),
     Case(
         "abstract",

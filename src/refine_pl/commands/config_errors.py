@@ -234,7 +234,7 @@ class _Walk:
         if cls is None:
             return
         if owner is None or owner.cls is not cls:
-            path = path if "." in path else get_import_path(cls)
+            path = path if "." in path else str(get_import_path(cls))
             given = set(_plain(usual.get("init_args"))) if owner is None else set()
             at = key if is_dataclass(cls) else (*key, "init_args")
             owner = self._chosen[key] = _Owner(_arguments(cls, positional), cls, path, at, given)

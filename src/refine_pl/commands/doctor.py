@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
@@ -15,15 +15,8 @@ from typing import Any
 from refine_pl.commands.arguments import Arguments
 
 _SHOWN_PACKAGES = (
-    "refine-pl",
-    "torch",
-    "lightning",
-    "jsonargparse",
-    "triton",
-    "flash-linear-attention",
-    "transformers",
-    "datasets",
-    "torchmetrics",
+    *("refine-pl", "torch", "lightning", "jsonargparse", "triton", "flash-linear-attention"),
+    *("transformers", "datasets", "torchmetrics"),
 )
 
 
@@ -80,37 +73,30 @@ def examine() -> Report:
 
 def render(report: Report) -> str:
     """The report as text of at most 100 columns where names allow it."""
-    unmet = [
-        (row["requirement"], f"{row['installed'] or 'missing'}: not met")
+    unmet = {
+        row["requirement"]: f"{row['installed'] or 'missing'}: not met"
         for row in report.requirements
         if not row["met"]
-    ]
-    kernels = [
-        (
-            f"{row['op']}: {row['implementation']}",
-            f"{'used' if row['chosen'] else 'not used'}, {row['reason']}",
-        )
-        for row in report.kernels
-    ]
-    met = (f"all {len(report.requirements)} of refine-pl", "met")
-    parts = [
-        _section("system", report.system.items()),
-        _section("packages", report.packages.items()),
-        _section("requirements", unmet or [met]),
-        _section("devices", [(row["device"], row["details"]) for row in report.devices]),
-        _section("kernels", kernels),
-    ]
-    problems = "".join(f"  {text}\n" for text in report.problems)
-    parts.append(
-        f"a fit cannot run:\n{problems}" if problems else "a fit can run on this machine\n"
-    )
-    return "\n".join(parts)
-
-
-def _section(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
-    return f"{title}\n" + "".join(f"  {name:<{width}}  {text}\n" for name, text in rows)
+    }
+    sections = {
+        "system": report.system,
+        "packages": report.packages,
+        "requirements": unmet or {f"all {len(report.requirements)} of refine-pl": "met"},
+        "devices": {row["device"]: row["details"] for row in report.devices},
+        "kernels": {
+            f"{row['op']}: {row['implementation']}": ("used, " if row["chosen"] else "not used, ")
+            + row["reason"]
+            for row in report.kernels
+        },
+    }
+    text = ""
+    for title, rows in sections.items():
+        width = max(map(len, rows), default=0)
+        lines = "".join(f"  {name:<{width}}  {said}\n" for name, said in rows.items())
+        text += f"{title}\n{lines}\n"
+    problems = "".join(f"  {problem}\n" for problem in report.problems)
+    verdict = f"a fit cannot run:\n{problems}" if problems else "a fit can run on this machine\n"
+    return text + verdict
 
 
 def _version(name: str) -> str | None:
@@ -146,13 +132,14 @@ def _devices(report: Report) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {"cpu": f"{cores} cores, {torch.get_num_threads()} torch threads"}
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            size, capability = f"{gpu.total_memory / 2**30:.0f} GiB", f"{gpu.major}.{gpu.minor}"
+            found[f"cuda:{index}"] = f"{gpu.name}, {size}, capability {capability}"
+    else:
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         found["cuda"] = f"none found; torch is built {built}"
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        gpu = torch.cuda.get_device_properties(index)
-        gib = gpu.total_memory / 2**30
-        found[f"cuda:{index}"] = f"{gpu.name}, {gib:.0f} GiB, capability {gpu.major}.{gpu.minor}"
     report.devices = [{"device": name, "details": text} for name, text in found.items()]
 
 
@@ -161,11 +148,8 @@ def _kernels(report: Report) -> None:
     rows = importlib.import_module("refine_kernels.backends").report()
     report.kernels = [{name: getattr(row, name) for name in names} for row in rows]
     usable = {row.op for row in rows if row.chosen}
-    report.problems += [
-        f"no implementation of {op} can run"
-        for op in dict.fromkeys(row.op for row in rows)
-        if op not in usable
-    ]
+    unusable = dict.fromkeys(row.op for row in rows if row.op not in usable)
+    report.problems += [f"no implementation of {op} can run" for op in unusable]
 
 
 def _first_line(error: Exception) -> str:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from refine_pl.backbones import FastWeightLM
 from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
+from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
-from refine_pl.commands.config_errors import explain
-from refine_pl.commands.config_sources import read_sources
 from refine_pl.errors import CheckpointError
 from refine_pl.tokenizers import HubTokenizer
 
@@ -32,20 +30,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: the checkpoint cannot be used, or the folder holds a model.
     """
-    parser = ArgumentParser(
-        prog="refine-pl export", description=_HELP, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="a .ckpt file or folder")
-    parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_argument(
-        "--tokenizer",
-        type=str,
-        help="folder or name on the hub; that of the run's config.yaml if left out",
-    )
-    try:
-        args = parser.parse_args(argv)
-    except Exception as error:
-        raise explain(error, parser, read_sources(argv)) from error
+    parser = Arguments(prog="refine-pl export", description=_HELP)
+    add = parser.add_argument
+    add("--ckpt_path", required=True, help="a .ckpt file or folder")
+    add("--out", required=True, help="folder to write")
+    add("--tokenizer", help="folder or name on the hub; that of the run if left out")
+    args = parser.parse_args(argv)
     tokenizer = args.tokenizer or _tokenizer_of_run(args.ckpt_path)
     files = export(args.ckpt_path, args.out, tokenizer)
     sys.stdout.write(f"{args.out}: {', '.join(files)}\n")

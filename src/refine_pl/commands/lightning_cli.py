@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -42,9 +43,6 @@ schedule.stages, trainer.callbacks) are replaced as a whole. To change one rewar
 A callback of every run is turned off by its key: --recorder false
 With --ckpt_path, the checkpoint's model settings are the defaults, and both beat them."""
 
-# What constructors raise when they do not like their arguments.
-_REFUSALS = (MisconfigurationException, ValueError, ModuleNotFoundError)
-
 # Keys of callbacks that the trainer too can turn off, and what it would make if there were none.
 _SWITCHES = (
     ("progress", "enable_progress_bar", ProgressBar),
@@ -61,6 +59,12 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
 }
 
+_UNNEEDED_WARNINGS = (
+    ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
+    "The dirpath has changed",  # every run has a folder of its own: a resumed one saves elsewhere
+    ".*sync_dist=True",  # what is logged was summed over all processes before
+)
+
 
 def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
     """Run one subcommand.
@@ -73,13 +77,9 @@ def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
         UserError: something that the user gave cannot be used.
         KeyboardInterrupt: the run was interrupted; its text says where the last checkpoint is.
     """
-    # Lightning's own use of its dependencies, and its advertisements.
-    warnings.filterwarnings("ignore", message=".*(treespec|LeafSpec)")
-    # Every run has a folder of its own, so a resumed one always saves elsewhere.
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
-    # What is logged was summed over all processes before.
-    warnings.filterwarnings("ignore", message=".*sync_dist=True")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    for message in _UNNEEDED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_a_tip)
     (cli or RefineCLI)(argv)
     return 0
 
@@ -93,19 +93,17 @@ class SaveConfigOnce(SaveConfigCallback):
         Raises:
             ConfigError: the run's folder already holds one.
         """
-        if self.already_saved or not trainer.loggers:
-            return
-        folder = trainer.log_dir
-        assert folder is not None
-        # The first process decides for all: it will have written when another one looks.
-        taken = os.path.exists(os.path.join(folder, self.config_filename))
-        if trainer.strategy.broadcast(taken and trainer.is_global_zero):
+        try:
+            if trainer.loggers:
+                super().setup(trainer, pl_module, stage)
+        except RuntimeError as error:
+            if "NOT exist" not in str(error):
+                raise
             raise ConfigError(
-                f"{folder} already holds a run",
+                f"{trainer.log_dir} already holds a run",
                 where="trainer.logger",
                 way_out="leave trainer.logger.init_args.version out: runs are then numbered",
-            )
-        super().setup(trainer, pl_module, stage)
+            ) from error
 
 
 class RefineCLI(LightningCLI):
@@ -238,7 +236,8 @@ class RefineCLI(LightningCLI):
             root: BaseException = error  # jsonargparse wraps what a constructor raises, in layers
             while root.__cause__ is not None and not isinstance(root, UserError):
                 root = root.__cause__
-            if isinstance(root, _REFUSALS) and not isinstance(root, UserError):
+            refusals = (MisconfigurationException, ValueError, ModuleNotFoundError)
+            if isinstance(root, refusals) and not isinstance(root, UserError):
                 raise _refused(root) from error
             raise
 
@@ -276,14 +275,15 @@ class RefineCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except CheckpointException as error:
             raise unfit_shards(ckpt_path, error) from error
-        except MisconfigurationException as error:
-            raise _refused(error) from error
-        except ValueError as error:  # a part of the configuration that is only made during the run
-            if isinstance(_under_construction(error), Optimizer):
+        except (MisconfigurationException, ValueError) as error:
+            # Some settings are only used during the run: those of the optimizer and the trainer's.
+            *_, (last, _) = traceback.walk_tb(error.__traceback__)
+            if (
+                isinstance(error, MisconfigurationException)
+                or isinstance(_under_construction(error), Optimizer)
+                or last.f_globals["__name__"].startswith("lightning.pytorch.")
+            ):
                 raise _refused(error) from error
-            if _raised_by_the_trainer(error):
-                text = " ".join(str(error).split())[:500]
-                raise ConfigError(f"the trainer refuses its settings: {text}") from error
             raise
         except SystemExit as stop:
             # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
@@ -292,16 +292,7 @@ class RefineCLI(LightningCLI):
             raise
 
 
-def _raised_by_the_trainer(error: BaseException) -> bool:
-    """Whether Lightning's own code raised it: a setting that it checks only when it needs it."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    name = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__"))
-    return name.startswith("lightning.pytorch.")
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
+def _is_not_a_tip(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
@@ -315,25 +306,19 @@ def _refused(error: BaseException) -> ConfigError:
 
 def _under_construction(error: BaseException) -> object | None:
     """The innermost object whose constructor raised ``error``."""
-    made, trace = None, error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
-            candidate = frame.f_locals["self"]
-            made = made if type(candidate).__name__.startswith("_") else candidate
-        trace = trace.tb_next
+    made = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__init__" and not type(owner).__name__.startswith("_"):
+            made = owner
     return made
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
-    written = [
-        path
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint)
-        for path in (callback.last_model_path, callback._last_checkpoint_saved)
-        if path and os.path.exists(path)
-    ]
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    paths = [path for c in callbacks for path in (c.last_model_path, c._last_checkpoint_saved)]
+    written = [path for path in map(Path, filter(None, paths)) if path.exists()]
     if not written:
         return "no checkpoint was written"
-    newest = max(written, key=os.path.getmtime)
+    newest = max(written, key=lambda path: path.stat().st_mtime)
     return f"the last checkpoint is {newest}; continue with --ckpt_path {newest}"

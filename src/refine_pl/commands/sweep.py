@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from refine_pl.sweep import (
     run_sweep,
 )
 from refine_pl.sweep.loop import is_due
+from refine_pl.sweep.overlays import flatten
 from refine_pl.training.run_folder import SweepBase, SweepEntry
 
 _HELP = """Runs a recipe with each overlay and each seed, one after the other, each run in a process
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         args.config,
         options,
         {(overlay.group, overlay.name): overlay for overlay in overlays},
-        [name for name in _SEEDED if _has(base, name)],
+        [name for name in _SEEDED if name in dict(flatten(base))],
         args.eval,
     )
     recipe = SweepBase(args.config, options, _shared(base))
@@ -173,24 +175,12 @@ def _check_places(base: Mapping[str, Any]) -> None:
 
 def _shared(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those that the sweep gives to each run."""
-    kept: dict[str, Any] = {
-        k: dict(v) if isinstance(v, Mapping) else v for k, v in resolved.items()
-    }
-    kept.pop("seed_everything", None)
-    kept["trainer"].pop("logger", None)
-    kept["model"].pop("seed", None)
-    if _has(kept, "data.init_args.seed"):
-        kept["data"]["init_args"] = dict(kept["data"]["init_args"])
-        del kept["data"]["init_args"]["seed"]
+    kept = copy.deepcopy(dict(resolved))
+    arguments = kept["data"].get("init_args") or {}
+    own = (kept, "seed_everything"), (kept["trainer"], "logger"), (kept["model"], "seed")
+    for section, name in (*own, (arguments, "seed")):
+        section.pop(name, None)
     return kept
-
-
-def _has(values: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return False
-        values = values[part]
-    return True
 
 
 def _show_commands(sweep: Sweep, asked: Sequence[SweepEntry], retry: bool) -> None:

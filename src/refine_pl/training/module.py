@@ -202,6 +202,8 @@ class RefineModule(MeasuredModule):
             check_reward_names(self.refine_step.reward.names)
             check_manual_optimization(self.trainer)
             check_precision(str(self.trainer.precision))
+            if self._data.batch_size is not None:  # others know it only when they are set up
+                self._check_batch_size(self._data.batch_size)
             # It asks for states from before the step, which a resume could not go on from.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimiz")
         return []
