@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from refine_pl.errors import ConfigError, UserError, nearest
+from refine_pl.errors import ConfigError, UserError, did_you_mean
 from refine_pl.recipes import with_paths
 
 _TRAINER = "refine_pl.commands.lightning_cli"  # any method of Lightning's trainer
@@ -70,13 +70,13 @@ def _run(argv: list[str]) -> int:
         sys.stdout.write(f"refine-pl {_version()}\n")
         return 0
     if word not in COMMANDS:
-        close = nearest(word, COMMANDS)
-        if word.startswith("-"):
-            way_out = "options come after the command: refine-pl fit --config FILE"
-        else:
-            way_out = f"did you mean {close}?" if close else "refine-pl --help"
+        after = "options come after the command: refine-pl fit --config FILE"
         raise ConfigError(
-            f"refine-pl has no command {word!r}", allowed=", ".join(COMMANDS), way_out=way_out
+            f"refine-pl has no command {word!r}",
+            allowed=", ".join(COMMANDS),
+            way_out=after
+            if word[0] == "-"
+            else did_you_mean(word, [*COMMANDS], "refine-pl --help"),
         )
     module, wants_name, _ = COMMANDS[word]
     argv = with_paths(argv)

@@ -7,7 +7,7 @@ traceback. Everything else that escapes is a fault of the program and keeps its 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
@@ -60,7 +60,7 @@ class CheckpointError(UserError):
 
 
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a word that is none of those that a setting may have.
+    """Refuse a word that is not among those that a setting may have.
 
     The command line knows them from the type; this is for classes made in Python, where another
     word would silently mean one of them.
@@ -77,12 +77,11 @@ def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -
     choices = list(choices)
     if value in choices:
         return
-    close = nearest(str(value), choices)
     raise ConfigError(
         f"{name} is {value!r}",
         where=owner,
         allowed=f"one of {', '.join(choices)}",
-        way_out=f"did you mean {close}?" if close else None,
+        way_out=did_you_mean(str(value), choices),
     )
 
 
@@ -90,3 +89,18 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that is spelt most like ``name``, or ``None`` if none comes close."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def did_you_mean(
+    name: str, candidates: Iterable[str] | Mapping[str, str], otherwise: str | None = None
+) -> str | None:
+    """A way out: ``did you mean X?``, with the candidate that is spelt most like ``name``.
+
+    Args:
+        name: what was given.
+        candidates: what it may have been meant to be; a mapping says for each what to show.
+        otherwise: the way out if none comes close.
+    """
+    shown = candidates if isinstance(candidates, Mapping) else {c: c for c in candidates}
+    close = nearest(name, shown)
+    return f"did you mean {shown[close]}?" if close else otherwise

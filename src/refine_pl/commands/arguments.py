@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 
 
 class Arguments(argparse.ArgumentParser):
@@ -28,11 +28,10 @@ class Arguments(argparse.ArgumentParser):
         """
         known = [option for action in self._actions for option in action.option_strings]
         unknown = message.partition("unrecognized arguments: ")[2].split()
-        close = nearest(unknown[0], known) if unknown else None
         usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
         raise ConfigError(
             message,
             where="command line",
             allowed=usage,
-            way_out=f"did you mean {close}?" if close else self._other,
+            way_out=did_you_mean(unknown[0] if unknown else "", known, self._other),
         )

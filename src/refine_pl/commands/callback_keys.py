@@ -89,18 +89,12 @@ def without_replaced(
         own: callbacks of keys.
         given: what ``trainer.callbacks`` names.
     """
-    return [
-        callback
-        for callback in own
-        if isinstance(callback, Callback)
-        and (
-            isinstance(callback, Phase | Schedule)  # never there unless asked for
-            or not any(isinstance(other, _kind(callback)) for other in given)
-        )
-    ]
+    return [c for c in own if isinstance(c, Callback) and not _is_replaced(c, given)]
 
 
-def _kind(callback: Callback) -> type:
-    """The class right below Lightning's: any progress bar replaces ours."""
-    line = type(callback).__mro__
-    return line[line.index(Callback) - 1]
+def _is_replaced(own: Callback, given: Sequence[Callback]) -> bool:
+    if isinstance(own, Phase | Schedule):  # never there unless asked for
+        return False
+    line = type(own).__mro__
+    kind = line[line.index(Callback) - 1]  # right below Lightning's: any progress bar replaces ours
+    return any(isinstance(other, kind) for other in given)

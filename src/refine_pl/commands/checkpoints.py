@@ -6,6 +6,7 @@ import inspect
 import pickle
 import pydoc
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from refine_pl.backbones.pretrained import class_fields, model_class
 from refine_pl.commands.config_sources import Source, texts
-from refine_pl.errors import CheckpointError, nearest
+from refine_pl.errors import CheckpointError, did_you_mean
 
 # Words that stand for a checkpoint which only the trainer can find.
 LOOKED_UP_BY_THE_TRAINER = ("last", "best", "hpc")
@@ -71,7 +72,7 @@ def _unusable(what: str, allowed: str | None = None, way_out: str | None = None)
 
 def use_as_defaults(
     checkpoint: Mapping[str, Any], parser: ArgumentParser, pretrained: bool = False
-) -> list[str]:
+) -> None:
     """Make the checkpoint's hyper-parameters the defaults of ``parser``.
 
     So what a configuration file or the command line gives beats the checkpoint, and what neither
@@ -84,8 +85,8 @@ def use_as_defaults(
         pretrained: the user gives ``model.pretrained``: the checkpoint's backbone is then no
             default.
 
-    Returns:
-        Hyper-parameters that this version does not know, which are left out.
+    Warns:
+        UserWarning: this version does not know some, which are left out.
 
     Raises:
         CheckpointError: one names a class that cannot be imported.
@@ -103,7 +104,10 @@ def use_as_defaults(
                 way_out=f"give model.{name} in the configuration, or put the class's file where it "
                 "was",
             ) from error
-    return [name for name in hparams if name not in known and not name.startswith("_")]
+    unknown = [name for name in hparams if name not in known and not name.startswith("_")]
+    if unknown:
+        what = "hyper-parameters of the checkpoint that this version does not know are left out: "
+        warnings.warn(what + ", ".join(unknown), stacklevel=2)
 
 
 def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) -> None:
@@ -195,13 +199,10 @@ def unfit_shards(path: Any, error: CheckpointException) -> CheckpointError:
 
 def _absent(file: Path) -> CheckpointError:
     folder = file.parent
-    siblings = sorted(path.name for path in folder.glob("*.ckpt"))
-    close = nearest(file.name, siblings)
-    way_out = f"there is no folder {folder} either"
-    if close:
-        way_out = f"did you mean {folder / close}?"
-    elif folder.is_dir():
-        way_out = f"checkpoints there: {', '.join(siblings) or 'none'}"
+    siblings = {path.name: str(path) for path in sorted(folder.glob("*.ckpt"))}
+    others = f"checkpoints there: {', '.join(siblings) or 'none'}"
+    otherwise = others if folder.is_dir() else f"there is no folder {folder} either"
+    way_out = did_you_mean(file.name, siblings, otherwise)
     return _unusable(f"there is no checkpoint {file}", way_out=way_out)
 
 

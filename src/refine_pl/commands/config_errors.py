@@ -21,7 +21,7 @@ from jsonargparse._util import get_import_path
 
 from refine_pl.commands import config_rules as rules
 from refine_pl.commands.config_sources import Key, Source, dotted
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 
 _VALUE_SHOWN = 100  # characters
 _LINES_SHOWN = 6  # of the parser's own messages
@@ -157,15 +157,13 @@ class _Walk:
     def _unknown(
         self, name: str, names: Sequence[str], key: Key, source: Source, owner: str
     ) -> ConfigError:
-        close = nearest(name, names)
-        elsewhere = (dest for dest in self._root.settings if dest.endswith(f".{name}"))
-        close = close or next(elsewhere, None)
+        elsewhere = next((dest for dest in self._root.settings if dest.endswith(f".{name}")), None)
         of = f" of {owner}" if owner else ""
         return ConfigError(
             f"{dotted(key)} is not a known key",
             where=source.where(key),
             allowed=f"the keys{of}: {rules.some(names)}" if names else f"nothing: no keys{of}",
-            way_out=f"did you mean {close}?" if close else None,
+            way_out=did_you_mean(name, names, elsewhere and f"did you mean {elsewhere}?"),
         )
 
     def _value(self, hint: Any, value: Any, key: Key, source: Source, default: Any = None) -> None:
@@ -194,15 +192,13 @@ class _Walk:
             return
         if fits:
             return
-        classes = {} if base is None else rules.by_name(base[0])
-        close = nearest(value, [*words, *classes]) if isinstance(value, str) else None
-        if close in classes:
-            close = get_import_path(classes[close])
+        near = {} if base is None else {n: p for n, (p, _) in rules.by_name(base[0]).items()}
+        near |= {word: word for word in words}
         raise (_NullError if value is None else ConfigError)(
             f"{dotted(key)} is {_shown(value)}",
             where=source.where(key),
             allowed=rules.rule(hint),
-            way_out=f"did you mean {close}?" if close else None,
+            way_out=did_you_mean(str(value), near),
         )
 
     def _component(
@@ -223,12 +219,12 @@ class _Walk:
         if path is None and not inspect.isabstract(base) and inspect.signature(base).parameters:
             path = get_import_path(base)
         if path is None:
-            close = nearest(str(key[-1]), self._names.get(key[:-1], set()) - {key[-1]})
+            others = self._names.get(key[:-1], set()) - {key[-1]}
             raise ConfigError(
                 f"{dotted(key)} has no class_path",
                 where=source.where(key),
                 allowed=rules.class_rule(base),
-                way_out=f"did you mean {dotted((*key[:-1], close))}?" if close else None,
+                way_out=did_you_mean(str(key[-1]), {n: dotted((*key[:-1], n)) for n in others}),
             )
         cls = rules.find_class(base, path, dotted(key), source.where((*key, "class_path")))
         if cls is None:
@@ -248,15 +244,15 @@ def _refuse_beside_init_args(
     spec: Mapping[str, Any], arguments: Mapping[str, Any], key: Key, source: Source
 ) -> None:
     """In a file, arguments of a class that is named go under ``init_args``."""
+    inside = f"arguments of the class go under {dotted((*key, 'init_args'))}"
     for name in arguments:
-        close = nearest(name, _SPEC)
-        if close or "class_path" in spec:
-            inside = f"arguments of the class go under {dotted((*key, 'init_args'))}"
+        way_out = did_you_mean(name, _SPEC, inside if "class_path" in spec else None)
+        if way_out is not None:
             raise ConfigError(
                 f"{dotted((*key, name))} is not a known key",
                 where=source.where((*key, name)),
                 allowed=", ".join(_SPEC),
-                way_out=f"did you mean {close}?" if close else inside,
+                way_out=way_out,
             )
 
 

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse._typehints import get_subclass_or_closed_types
 from jsonargparse._util import get_import_path
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 
 # Their classes are offered wherever they fit, beside those of the base class's own package.
 _COMPONENT_PACKAGES = ("refine_pl.data", "refine_pl.callbacks")
@@ -147,12 +147,12 @@ def find_class(base: type, path: Any, key: str, where: str) -> type | None:
     if "." in path:
         found, why = _imported(path)
     else:
-        found, why = by_name(base).get(path), f"there is no {base.__name__} called {path}"
+        _, found = by_name(base).get(path, ("", None))
+        why = f"there is no {base.__name__} called {path}"
     if found is None:
-        close = _nearest_class(base, path)
-        way_out = f"did you mean {close}?" if close else None
-        if way_out is None and not path.startswith(("refine_pl.", "torch.", "lightning.")):
-            way_out = f"a class of your own is looked for from the folder {os.getcwd()}"
+        own = f"a class of your own is looked for from the folder {os.getcwd()}"
+        installed = path.startswith(("refine_pl.", "torch.", "lightning."))
+        way_out = _nearest_class(base, path, None if installed else own)
         raise ConfigError(why, where=where, allowed=class_rule(base), way_out=way_out)
     if not inspect.isclass(found):
         return None
@@ -191,9 +191,9 @@ def known_classes(base: type) -> dict[str, type]:
     return {path: found[path] for path in order if path not in _INSTEAD}
 
 
-def by_name(base: type) -> dict[str, type]:
-    """The same classes by their bare names, which the parser takes too."""
-    return {path.rpartition(".")[2]: cls for path, cls in known_classes(base).items()}
+def by_name(base: type) -> dict[str, tuple[str, type]]:
+    """The same paths and classes by the bare names, which the parser takes too."""
+    return {path.rpartition(".")[2]: (path, cls) for path, cls in known_classes(base).items()}
 
 
 def class_rule(base: type) -> str:
@@ -230,11 +230,11 @@ def _imported(path: str) -> tuple[Any, str]:
         return None, f"{module} cannot be imported: {text}"
 
 
-def _nearest_class(base: type, path: str) -> str | None:
+def _nearest_class(base: type, path: str, otherwise: str | None) -> str | None:
     known = list(known_classes(base))
     known += [f"{c.__module__}.{c.__qualname__}" for c in _subclasses(base)]  # a user's own too
     names = {full.rpartition(".")[2]: full for full in reversed(known)}
-    return nearest(path, known) or names.get(nearest(path.rpartition(".")[2], names) or "")
+    return did_you_mean(path, known, did_you_mean(path.rpartition(".")[2], names, otherwise))
 
 
 def _subclasses(cls: type) -> Iterable[type]:

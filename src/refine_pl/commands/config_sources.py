@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 from refine_pl.recipes import recipes
 
 Key = tuple[str | int, ...]  # ("trainer", "callbacks", 0, "init_args", "save_top_k")
@@ -77,14 +78,18 @@ def read_sources(argv: Sequence[str]) -> list[Source]:
     """The places that the options ``argv`` of a subcommand take settings from, in their order.
 
     Raises:
-        ConfigError: a file cannot be read or is not a mapping, or an argument is no option.
+        ConfigError: a file cannot be read or is not a mapping, or an argument is not an option.
     """
     sources = []
     for option, value in _options(argv):
         if option in ("-c", "--config"):
             sources.append(_config(value))
         else:
-            values = _nested(option.removeprefix("--").removesuffix("+"), _scalar(value))
+            values: Any = value
+            with suppress(yaml.YAMLError):  # then it is a text
+                values = yaml.safe_load(value)
+            for part in reversed(option.removeprefix("--").removesuffix("+").split(".")):
+                values = {part: values}
             sources.append(Source(f"command line, {option}", values, option=option))
     return sources
 
@@ -109,9 +114,16 @@ def last_value(sources: Sequence[Source], key: str) -> Any:
     return values[-1] if values else None
 
 
-def all_values(source: Source, key: str) -> list[Any]:
-    """What a source sets the dotted ``key`` to."""
-    return list(_values(source.values, key, source))
+def all_values(source: Source, key: str, values: Any = None) -> list[Any]:
+    """What a source sets the dotted ``key`` to, in all of its values or in these."""
+    values, source = source.opened(source.values if values is None else values, ())
+    found = []
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name == key:
+            found.append(value)
+        elif key.startswith(f"{name}.") and value is not None:
+            found += all_values(source, key.removeprefix(f"{name}."), value)
+    return found
 
 
 def texts(values: Any, source: Source) -> Iterator[str]:
@@ -139,27 +151,15 @@ def name_of_run(sources: Sequence[Source]) -> str | None:
     return Path(files[-1]).stem if files else None
 
 
-def _values(values: Any, key: str, source: Source) -> Iterator[Any]:
-    """Every value of ``key`` below ``values``."""
-    values, source = source.opened(values, ())
-    for name, value in values.items() if isinstance(values, Mapping) else ():
-        if name == key:
-            yield value
-        elif key.startswith(f"{name}."):
-            yield from _values(value, key.removeprefix(f"{name}."), source)
-
-
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The options with their values, as argparse pairs them."""
     words = list(argv)
     while words:
         option, equals, value = words.pop(0).partition("=")
         follows = bool(words) and not words[0].startswith("--")
-        if option.endswith(".help"):  # may be followed by the name of a class
-            if follows and not equals:
-                words.pop(0)
-            continue
-        if option in _FLAGS:
+        if option.endswith(".help") and follows and not equals:
+            words.pop(0)  # the name of a class
+        if option.endswith(".help") or option in _FLAGS:
             continue
         if not option.startswith("--") and option != "-c":
             raise ConfigError(
@@ -191,17 +191,12 @@ def _parse(text: str, name: str, base: Key) -> Source:
         raise ConfigError(
             f"the configuration is not valid YAML: {problem}",
             where=f"{name}{line}",
-            way_out="look at the indentation, brackets, colons and quotes of this line and the "
-            "one before",
+            way_out="look at the brackets, colons and quotes of this line and the one before",
         ) from error
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(
-            "the configuration is empty"
-            if values is None
-            else f"the configuration is a {type(values).__name__}, not a mapping of keys to values",
-            where=name,
-            allowed="a mapping with the keys model, data, trainer, ...",
-        )
+        kind = "empty" if values is None else f"a {type(values).__name__}, not a mapping of keys"
+        allowed = "a mapping with the keys model, data, trainer, ..."
+        raise ConfigError(f"the configuration is {kind}", where=name, allowed=allowed)
     return Source(name, values, dict(_lines(node, (), name)), base)
 
 
@@ -209,7 +204,6 @@ def _lines(node: yaml.Node, key: Key, name: str) -> Iterator[tuple[Key, int]]:
     """The line of every key below ``node``; a key that is given twice is an error."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield (*key, index), item.start_mark.line + 1
             yield from _lines(item, (*key, index), name)
     if not isinstance(node, yaml.MappingNode):
         return
@@ -233,26 +227,10 @@ def _unreadable(file: Path, error: Exception) -> ConfigError:
         return ConfigError(f"{file} is a folder, not a configuration file", where="--config")
     if file.exists():
         return ConfigError(f"{file} cannot be read: {error}", where="--config")
-    known = {p.name: str(p) for p in file.parent.glob("*.yaml")}
-    known |= {name: name for name in recipes()}
-    close = nearest(file.name, known) or nearest(file.stem, known)
+    near = {p.stem: str(p) for p in file.parent.glob("*.yaml")} | {name: name for name in recipes()}
     return ConfigError(
         f"there is no configuration file {file}",
         where="--config",
         allowed="a file, or the name of a recipe: `refine-pl recipes` lists them",
-        way_out=f"did you mean {known[close]}?" if close else f"looked from {Path.cwd()}",
+        way_out=did_you_mean(file.stem, near, f"looked from {Path.cwd()}"),
     )
-
-
-def _nested(option: str, value: Any) -> dict[str, Any]:
-    for part in reversed(option.split(".")):
-        value = {part: value}
-    nested: dict[str, Any] = value
-    return nested
-
-
-def _scalar(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text

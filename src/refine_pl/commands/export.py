@@ -95,25 +95,26 @@ def read_policy(ckpt_path: str) -> FastWeightLM:
 
 def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The policy's tensors, under their published names."""
-    if not path.is_dir():
-        return _policy_part(checkpoint["state_dict"])
+    state = _shards(path) if path.is_dir() else checkpoint["state_dict"]
+    return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
+
+
+def _shards(shards: Path) -> dict[str, Tensor]:
+    """All tensors of a sharded checkpoint."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "whole.pt"
         try:
-            dcp_to_torch_save(path, file)
+            dcp_to_torch_save(shards, file)
         except Exception as error:  # the checkpoint reader raises its own kinds
             raise CheckpointError(
-                f"the shards of {path} cannot be read: {str(error).splitlines()[0][:200]}",
+                f"the shards of {shards} cannot be read: {str(error).splitlines()[0][:200]}",
                 where="--ckpt_path",
             ) from error
         whole = torch.load(file, map_location="cpu", weights_only=True)
-        return _policy_part(whole["state_dict"])
-
-
-def _policy_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
+        state: dict[str, Tensor] = whole["state_dict"]
+        return state
 
 
 def _tokenizer_of_run(ckpt_path: str) -> str | None:

@@ -175,11 +175,11 @@ class RefineCLI(LightningCLI):
                 config[key] = subparser.get_defaults()[key]
         if "schedule" in self._keys and config.schedule is not None:
             check_rate(sources, config.schedule.init_args.stages)
-        model = config.model
         if checkpoint is not None:
-            refuse_its_functions(model, given)
-        backbone = None if model.backbone is None else model.backbone.class_path
-        check_one_is_given(backbone, model.pretrained)  # before models are made, which takes long
+            refuse_its_functions(config.model, given)
+        # Before models are made, which takes long.
+        backbone = config.model.backbone
+        check_one_is_given(backbone and backbone.class_path, config.model.pretrained)
 
     def defaults_for(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Defaults that follow from what is given, by key."""
@@ -208,17 +208,10 @@ class RefineCLI(LightningCLI):
         path = last_value(sources, "ckpt_path")
         if not isinstance(path, str) or path in LOOKED_UP_BY_THE_TRAINER:
             return None
-        checkpoint = read_checkpoint(
-            path, weights_only=last_value(sources, "weights_only") is not False
-        )
+        weights_only = last_value(sources, "weights_only") is not False
+        checkpoint = read_checkpoint(path, weights_only)
         pretrained = last_value(sources, "model.pretrained") is not None
-        unknown = use_as_defaults(checkpoint, parser, pretrained)
-        if unknown:
-            warnings.warn(
-                f"hyper-parameters of {path} that this version does not know are left out: "
-                + ", ".join(unknown),
-                stacklevel=2,
-            )
+        use_as_defaults(checkpoint, parser, pretrained)
         return checkpoint
 
     def _parse_ckpt_path(self) -> None:
@@ -245,12 +238,10 @@ class RefineCLI(LightningCLI):
         """The trainer, with the callbacks that every run needs."""
         settings = self._get(self.config_init, "trainer")
         if isinstance(settings["strategy"], str) and "." in settings["strategy"]:
-            # A class without arguments, which the parser leaves as text. What is none is refused
-            # by the trainer.
+            # A class without arguments, which the parser leaves as text; the trainer refuses others
             with suppress(ImportError, AttributeError):
                 settings["strategy"] = build_part({"class_path": settings["strategy"]})
-        given = settings["callbacks"] or []
-        self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
+        self.trainer_defaults["callbacks"] = self.needed_callbacks(settings["callbacks"] or [])
         return super().instantiate_trainer(**kwargs)
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:

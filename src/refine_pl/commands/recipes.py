@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from refine_pl.commands.arguments import Arguments
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 from refine_pl.recipes import recipes, title
 
 _HELP = """Lists the recipes that come with refine-pl, or prints one. Where a command takes --config
@@ -29,11 +29,10 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write("".join(f"{key:<{width}}  {title(found[key])}\n" for key in found))
         return 0
     if name not in found:
-        close = nearest(name, found)
         raise ConfigError(
             f"there is no recipe {name}",
             allowed="refine-pl recipes lists them",
-            way_out=f"did you mean {close}?" if close else None,
+            way_out=did_you_mean(name, [*found]),
         )
     sys.stdout.write(found[name].read_text(encoding="utf-8"))
     return 0

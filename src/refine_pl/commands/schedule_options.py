@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from refine_pl.commands.config_sources import Source, all_values
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 
 _STAGES = ("schedule.stages", "schedule.init_args.stages")
 _RATES = ("model.optimizer.init_args.lr", "model.optimizer.lr")
@@ -64,12 +64,11 @@ def check_stages(sources: Sequence[Source]) -> None:
         if found is None:
             known |= {stage for stage, _ in _stages(source)}
         elif found[1] not in known:
-            close = nearest(found[1], known)
             raise ConfigError(
                 f"the schedule has no stage '{found[1]}'",
                 where=source.name,
                 allowed=", ".join(known) or "none: no --config gives schedule.stages",
-                way_out=f"did you mean {close}?" if close else None,
+                way_out=did_you_mean(found[1], known),
             )
 
 
@@ -86,34 +85,30 @@ def check_rate(sources: Sequence[Source], stages: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: every stage has a rate of its own.
     """
-    own = {
-        name: "lr" if stage.lr is not None else "ramp.lr"
-        for name, stage in stages.items()
-        if stage.lr is not None or "lr" in (stage.ramp or {})
-    }
+    keys = {name: _rate_key(stage) for name, stage in stages.items()}
     rates = [n for n, s in enumerate(sources) if any(all_values(s, key) for key in _RATES)]
-    staged = [n for n, s in enumerate(sources) if any(_has_rate(v) for _, v in _stages(s))]
-    if len(own) < len(stages) or not rates or not staged:
+    staged = [n for n, s in enumerate(sources) if any(_rate_key(v) for _, v in _stages(s))]
+    if None in keys.values() or not rates or not staged:
         return
-    last = rates[-1]
-    if last <= staged[-1] and not sources[last].option:
+    last = sources[rates[-1]]
+    if rates[-1] <= staged[-1] and not last.option:
         return
+    stage, key = list(keys.items())[-1]
+    value = "'[0.001, 0.0001]'" if key == "ramp.lr" else "0.001"
     raise ConfigError(
         "model.optimizer.lr would have no effect: every stage of the schedule has its own",
-        where=sources[last].where(("model", "optimizer", "init_args", "lr")),
-        allowed="schedule.stages: " + ", ".join(f"{name}.{key}" for name, key in own.items()),
-        way_out=_other_rate(*list(own.items())[-1]),
+        where=last.where(("model", "optimizer", "init_args", "lr")),
+        allowed="schedule.stages: " + ", ".join(f"{name}.{key}" for name, key in keys.items()),
+        way_out=f"give it to the stages: --schedule.stages.{stage}.{key} {value}",
     )
 
 
-def _other_rate(stage: str, key: str) -> str:
-    value = "'[0.001, 0.0001]'" if key == "ramp.lr" else "0.001"
-    return f"give it to the stages: --schedule.stages.{stage}.{key} {value}"
-
-
-def _has_rate(stage: Mapping[str, Any]) -> bool:
+def _rate_key(stage: Any) -> str | None:
+    """Where a stage, parsed or as it is written, has a rate of its own."""
+    if stage.get("lr") is not None:
+        return "lr"
     ramp = stage.get("ramp")
-    return stage.get("lr") is not None or (isinstance(ramp, Mapping) and "lr" in ramp)
+    return "ramp.lr" if isinstance(ramp, Mapping) and "lr" in ramp else None
 
 
 def _stages(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
