@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from refine_pl.errors import ConfigError, did_you_mean
 
@@ -20,6 +20,11 @@ class Arguments(argparse.ArgumentParser):
         self._other = other
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and remember what was given."""
+        self._given = [str(word).partition("=")[0] for word in args or ()]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Refuse.
 
@@ -27,7 +32,9 @@ class Arguments(argparse.ArgumentParser):
             ConfigError: with the nearest option.
         """
         known = [option for action in self._actions for option in action.option_strings]
-        unknown = message.partition("unrecognized arguments: ")[2].split()
+        unknown = [word for word in self._given if word.startswith("--") and word not in known]
+        if "required" in message and unknown:  # one that is missing may be one that is misspelt
+            message = f"unrecognized arguments: {unknown[0]}"
         usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
         raise ConfigError(
             message,

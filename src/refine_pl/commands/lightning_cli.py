@@ -30,7 +30,7 @@ from refine_pl.commands.checkpoints import (
 from refine_pl.commands.config_errors import explain, refuse_nulls
 from refine_pl.commands.config_sources import Source, last_value, name_of_run, read_sources
 from refine_pl.commands.own_defaults import own_defaults
-from refine_pl.commands.schedule_options import check_rate, check_stages, with_whole_mappings
+from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.module import RefineModule
@@ -160,9 +160,8 @@ class RefineCLI(LightningCLI):
         checkpoint = self._read_checkpoint(subparser, sources)
         if not any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args):
             before, after = self.completion(sources, checkpoint)
-            args = [args[0], *before, *with_whole_mappings(args[1:], sources), *after]
+            args = [args[0], *before, *with_whole_ramps(args[1:], sources), *after]
             sources = read_sources(args[1:])
-        check_stages(sources)
         try:
             with own_defaults():
                 self.config = parser.parse_args(args)

@@ -15,7 +15,7 @@ _RATES = ("model.optimizer.init_args.lr", "model.optimizer.lr")
 _OPTION = re.compile(r"--schedule\.(?:init_args\.)?stages\.([^.=]+)\.([^.=]+)(?:\.([^=]+))?")
 
 
-def with_whole_mappings(argv: Sequence[str], sources: Sequence[Source]) -> list[str]:
+def with_whole_ramps(argv: Sequence[str], sources: Sequence[Source]) -> list[str]:
     """Options that change one ramp of a stage, as options that give all ramps of the stage.
 
     ``--schedule.stages.refine.ramp.lr [1, 2]``: the parser does not look into mappings that deep.
@@ -23,26 +23,34 @@ def with_whole_mappings(argv: Sequence[str], sources: Sequence[Source]) -> list[
     Args:
         argv: options.
         sources: what they give.
+
+    Raises:
+        ConfigError: an option names a stage that there is not; the parser would make one.
     """
-    known: dict[tuple[str, str], dict[str, Any]] = {}
+    stages: set[str] = set()
+    ramps: dict[tuple[str, str], dict[str, Any]] = {}
     for source in sources:
         found = _OPTION.fullmatch(source.option)
-        if found is None or found[3] is None:
-            known |= {
-                (stage, name): dict(value)
-                for stage, values in _stages(source)
-                for name, value in values.items()
-                if isinstance(value, Mapping)
-            }
+        if found is None:
+            stages |= {stage for stage, _ in _stages(source)}
+        elif found[1] not in stages:
+            raise ConfigError(
+                f"the schedule has no stage '{found[1]}'",
+                where=source.name,
+                allowed=", ".join(stages) or "none: no --config gives schedule.stages",
+                way_out=did_you_mean(found[1], stages),
+            )
+        for stage, values in _stages(source) if found is None or found[3] is None else ():
+            ramps |= {(stage, k): dict(v) for k, v in values.items() if isinstance(v, Mapping)}
     words, rest = [], list(argv)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
         found = _OPTION.fullmatch(option)
-        if found is None or found[3] is None or not (equals or rest):
+        if found is None or found[3] is None:
             words.append(option + equals + value)
             continue
         stage, name, path = found.groups()
-        whole = known.setdefault((stage, name), {})
+        whole = ramps.setdefault((stage, name), {})
         whole[path] = value if equals else rest.pop(0)
         inner = ", ".join(
             f"{json.dumps(key)}: {item if isinstance(item, str) else json.dumps(item)}"
@@ -50,26 +58,6 @@ def with_whole_mappings(argv: Sequence[str], sources: Sequence[Source]) -> list[
         )
         words.append(f"--schedule.stages.{stage}.{name}={{{inner}}}")
     return words
-
-
-def check_stages(sources: Sequence[Source]) -> None:
-    """Refuse an option for a stage that there is not: the parser would make one of that name.
-
-    Raises:
-        ConfigError: with the nearest name.
-    """
-    known: set[str] = set()
-    for source in sources:
-        found = _OPTION.fullmatch(source.option)
-        if found is None:
-            known |= {stage for stage, _ in _stages(source)}
-        elif found[1] not in known:
-            raise ConfigError(
-                f"the schedule has no stage '{found[1]}'",
-                where=source.name,
-                allowed=", ".join(known) or "none: no --config gives schedule.stages",
-                way_out=did_you_mean(found[1], known),
-            )
 
 
 def check_rate(sources: Sequence[Source], stages: Mapping[str, Any]) -> None:
