@@ -6,8 +6,7 @@ import command_line
 import pytest
 import yaml
 
-from refine_pl.sweep import changes, find_overlays
-from refine_pl.sweep.overlays import flatten
+from refine_pl.sweep.overlays import changes, find_overlays, flatten
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "configs" / "ablations"

@@ -8,13 +8,12 @@ import zipfile
 import pytest
 
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.sweep import changes, check_effect, find_overlays, newest_checkpoint, results_table
-from refine_pl.sweep.index import Index
+from refine_pl.sweep.index import continued
 from refine_pl.sweep.loop import duration
-from refine_pl.sweep.overlays import Overlay
-from refine_pl.sweep.process import clear, prepare, reason, run_logged
-from refine_pl.sweep.table import last_numbers, spread, with_mean_score
-from refine_pl.training.run_folder import SweepBase, SweepEntry
+from refine_pl.sweep.overlays import changes, check_effect, find_overlays
+from refine_pl.sweep.process import clear, newest_checkpoint, prepare, reason, run_logged
+from refine_pl.sweep.table import last_numbers, results_table, spread, with_mean_score
+from refine_pl.training.run_folder import SweepBase, SweepEntry, SweepIndex, SweepOverlay
 
 
 @pytest.fixture
@@ -112,20 +111,20 @@ def test_changes():
 
 
 def test_an_overlay_that_every_stage_overrides_has_no_effect():
-    overlay = Overlay("length", "1", None)
     changed = {"model.rollout_length": 1, "model.selector.init_args.selection_temperature": 2.0}
+    overlay = SweepOverlay("1", "length", None, changed)
     stages = {
         "one": {"iterations": 1, "rollout_length": 3, "policy_weight": None},
         "two": {"iterations": 1, "ramp": {"rollout_length": [1, 3]}},
     }
     with pytest.raises(ConfigError, match=r"model\.rollout_length of length/1 has no effect"):
-        check_effect(overlay, changed, {"schedule": {"stages": stages}})
+        check_effect(overlay, {"schedule": {"stages": stages}})
     stages["two"] = {"iterations": 1, "settings": {"selector.selection_temperature": 1.0}}
-    check_effect(overlay, changed, {"schedule": {"stages": stages}})
+    check_effect(overlay, {"schedule": {"stages": stages}})
     stages["one"] = {"iterations": 1, "ramp": {"selector.selection_temperature": [2.0, 1.0]}}
     with pytest.raises(ConfigError, match=r"its own selector\.selection_temperature"):
-        check_effect(overlay, changed, {"schedule": {"stages": stages}})
-    check_effect(overlay, changed, {"trainer": {"callbacks": None}})
+        check_effect(overlay, {"schedule": {"stages": stages}})
+    check_effect(overlay, {"trainer": {"callbacks": None}})
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_an_overlay_that_every_stage_overrides_has_no_effect():
 def test_a_damaged_index_is_named(tmp_path, text, message):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(DataError) as error:
-        Index.read(tmp_path, SweepBase([]))
+        continued(tmp_path, SweepIndex(SweepBase([]), []))
     assert message in str(error.value)
     assert str(tmp_path / "sweep.json") in str(error.value)
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from refine_pl.commands.arguments import Arguments
 from refine_pl.errors import ConfigError
-from refine_pl.sweep import (
-    Index,
-    Overlay,
-    Sweep,
-    changes,
-    check_effect,
-    exclusive,
-    find_overlays,
-    results_table,
-    run_sweep,
+from refine_pl.sweep.index import continued, exclusive
+from refine_pl.sweep.loop import Sweep
+from refine_pl.sweep.overlays import changes, check_effect, find_overlays, flatten
+from refine_pl.sweep.table import results_table
+from refine_pl.training.run_folder import (
+    SWEEP,
+    SweepBase,
+    SweepEntry,
+    SweepIndex,
+    SweepOverlay,
+    SweepTest,
 )
-from refine_pl.sweep.loop import is_due
-from refine_pl.sweep.overlays import flatten
-from refine_pl.training.run_folder import SweepBase, SweepEntry
 
 _HELP = """Runs a recipe with each overlay and each seed, one after the other, each run in a process
 and a folder of its own: OUT/GROUP/OVERLAY/seed_S. The group is the name of the overlay's folder.
@@ -50,42 +48,38 @@ def main(argv: Sequence[str]) -> int:
         KeyboardInterrupt: Ctrl-C; its text says how to go on.
     """
     args, options = _parse(argv)
-    folder = Path(args.out)
     overlays = find_overlays(args.overlays, args.config[-1], args.base)
-    base, variants = _resolve(args.config, overlays, options)
-    sweep = Sweep(
-        folder,
-        args.config,
-        options,
-        {(overlay.group, overlay.name): overlay for overlay in overlays},
-        [name for name in _SEEDED if name in dict(flatten(base))],
-        args.eval,
-    )
+    base = _resolve(args.config, overlays, options)
+    entries = [
+        SweepEntry(overlay.overlay, overlay.group, seed, f"{overlay.label}/seed_{seed}")
+        for overlay in overlays
+        for seed in args.seeds
+    ]
+    for entry in entries if args.eval else ():
+        entry.test = SweepTest(f"{entry.run}/test")
     recipe = SweepBase(args.config, options, _shared(base))
+    asked = SweepIndex(recipe, entries, args.eval, overlays)
+    folder, seeded = Path(args.out), [name for name in _SEEDED if name in base]
+    runs = [entry.run for entry in entries]
 
-    def entries() -> tuple[Index, list[SweepEntry]]:
-        index = Index.read(folder, recipe)
-        index.check(recipe.resolved, variants, args.eval)
-        return index, index.include(variants, args.seeds, args.eval)
-
-    index, asked = entries()
+    sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry)
     if args.dry_run:
-        _show_commands(sweep, asked, args.retry)
+        for words in sweep.commands():
+            _say(shlex.join(["refine-pl", *words]))
         return 0
     with exclusive(folder) as held:
-        index, asked = entries()  # again: now nobody else writes
-        index.write()
+        sweep = replace(sweep, index=continued(folder, asked))  # again: now nobody else writes
         try:
-            failed = run_sweep(sweep, index, asked, retry=args.retry, held=held, say=_say)
+            failed = sweep.run(held, _say)
         except KeyboardInterrupt:
-            _say("interrupted", "\n")
+            _say("interrupted")
             command = shlex.join(["refine-pl", "sweep", *argv])
             raise KeyboardInterrupt(f"to go on: {command}") from None
-    _show_results(folder, asked)
+    _show_results(sweep)
     for name, error, log in failed:
-        _say(f"FAILED {name}: {error}\n  log: {log}", "\n")
+        _say(f"FAILED {name}: {error}\n  log: {log}")
     if failed:
-        _say(f"{len(failed)} failed; --retry runs them again", "\n")
+        _say(f"{len(failed)} failed; --retry runs them again")
     return 1 if failed else 0
 
 
@@ -122,9 +116,11 @@ _seed.__name__ = "seed (a whole number from 0)"
 
 
 def _resolve(
-    configs: Sequence[str], overlays: Sequence[Overlay], options: Sequence[str]
-) -> tuple[dict[str, Any], list[tuple[Overlay, dict[str, Any]]]]:
-    """The recipe's settings, and what each overlay changes; every one is parsed before any run.
+    configs: Sequence[str], overlays: Sequence[SweepOverlay], options: Sequence[str]
+) -> dict[str, Any]:
+    """The recipe's settings by dotted key; the overlays get what they change.
+
+    Every configuration is parsed before anything runs.
 
     Raises:
         UserError: a configuration cannot be used, or an overlay has no effect.
@@ -134,17 +130,14 @@ def _resolve(
     files = [word for file in configs for word in ("--config", file)]
     base = resolve(["fit", *files, *options])
     _check_places(base)
-    variants = []
     for overlay in overlays:
-        changed: dict[str, Any] = {}
         if overlay.file is not None:
-            with_it = resolve(["fit", *files, "--config", str(overlay.file), *options])
-            changed = changes(_shared(base), _shared(with_it))
-            check_effect(overlay, changed, with_it)
-            if not changed:
-                _say(f"{overlay.label} changes nothing: it is the recipe as it is", "\n")
-        variants.append((overlay, changed))
-    return base, variants
+            with_it = resolve(["fit", *files, "--config", overlay.file, *options])
+            overlay.changes = changes(_shared(base), _shared(with_it))
+            check_effect(overlay, with_it)
+            if not overlay.changes:
+                _say(f"{overlay.label} changes nothing: it is the recipe as it is")
+    return dict(flatten(base))
 
 
 def _check_places(base: Mapping[str, Any]) -> None:
@@ -174,36 +167,27 @@ def _check_places(base: Mapping[str, Any]) -> None:
 
 
 def _shared(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that the sweep gives to each run."""
-    kept = copy.deepcopy(dict(resolved))
-    arguments = kept["data"].get("init_args") or {}
-    own = (kept, "seed_everything"), (kept["trainer"], "logger"), (kept["model"], "seed")
-    for section, name in (*own, (arguments, "seed")):
-        section.pop(name, None)
-    return kept
+    """Settings by dotted key, without those that the sweep gives to each run."""
+    return {
+        key: value
+        for key, value in flatten(resolved)
+        if key not in _SEEDED and not key.startswith("trainer.logger")
+    }
 
 
-def _show_commands(sweep: Sweep, asked: Sequence[SweepEntry], retry: bool) -> None:
-    for entry in asked:
-        if is_due(entry, retry):
-            _say(shlex.join(["refine-pl", *sweep.fit(entry)]), "\n")
-        if entry.test is not None and is_due(entry.test, retry):
-            _say(shlex.join(["refine-pl", *sweep.test(entry.test)]), "\n")
-
-
-def _show_results(folder: Path, asked: Sequence[SweepEntry]) -> None:
+def _show_results(sweep: Sweep) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    table = results_table(folder, asked)
+    table = results_table(sweep.folder, sweep.asked)
     # Where a terminal is too narrow, or there is none, a long line is better than a lost number.
     anything = console.options.update(width=_WIDE)
     console.width = max(console.width, console.measure(table, options=anything).maximum)
     console.print(table)
-    console.print(f"index    {folder / 'sweep.json'}", soft_wrap=True)
-    console.print(f"report   refine-pl report {folder}", soft_wrap=True)
+    console.print(f"index    {sweep.folder / SWEEP}", soft_wrap=True)
+    console.print(f"report   refine-pl report {sweep.folder}", soft_wrap=True)
 
 
-def _say(text: str, end: str) -> None:
+def _say(text: str, end: str = "\n") -> None:
     sys.stdout.write(text + end)
     sys.stdout.flush()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refine_pl.errors import ConfigError
-from refine_pl.sweep.index import Index
-from refine_pl.sweep.overlays import Overlay
 from refine_pl.sweep.process import (
     LOG,
     PROGRAM,
@@ -19,43 +17,88 @@ from refine_pl.sweep.process import (
     reason,
     run_logged,
 )
-from refine_pl.training.run_folder import SweepEntry, SweepTest
+from refine_pl.training.record_files import write_json
+from refine_pl.training.run_folder import SWEEP, SweepEntry, SweepIndex, SweepTest
 
 _TEST_LOG = "test.log"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the runs of a sweep share.
+    """A sweep that goes on.
 
     Args:
         folder: results.
-        configs: of the recipe, in their order.
-        options: for every run, after the overlay.
-        overlays: by group and name.
+        index: what it is made of.
+        runs: the folders of the runs that are asked for, in their order.
         seeded: the settings that are given the seed.
-        evaluation: configuration of a test after each run.
+        retry: run those again that failed.
     """
 
     folder: Path
-    configs: Sequence[str]
-    options: Sequence[str]
-    overlays: dict[tuple[str, str], Overlay]
+    index: SweepIndex
+    runs: Sequence[str]
     seeded: Sequence[str]
-    evaluation: str | None = None
+    retry: bool = False
 
-    def overlay(self, entry: SweepEntry) -> Overlay:
-        """That of an entry."""
-        return self.overlays[entry.group, entry.overlay]
+    @property
+    def asked(self) -> list[SweepEntry]:
+        """The entries that are asked for, in their order."""
+        entries = {entry.run: entry for entry in self.index.entries}
+        return [entries[run] for run in self.runs]
 
-    def files(self, overlay: Overlay) -> list[str]:
+    def commands(self) -> Iterator[list[str]]:
+        """The arguments of everything that is due, without the program's name."""
+        for entry in self.asked:
+            if self._is_due(entry):
+                yield self._fit(entry)
+            if entry.test is not None and self._is_due(entry.test):
+                yield self._test(entry.test)
+
+    def run(self, held: int, say: Callable[[str, str], None]) -> list[tuple[str, str, Path]]:
+        """Run every entry that is not finished; the index is written after every change.
+
+        Args:
+            held: a file descriptor that the processes inherit.
+            say: shows a text and what follows it.
+
+        Returns:
+            Of everything that has failed, now or before: name, reason, log.
+
+        Raises:
+            ConfigError: a configuration was changed after the sweep had started.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        self._write()
+        spent: list[float] = []
+        contents = {entry.label: self._contents(entry) for entry in self.asked}
+        due = [entry for entry in self.asked if self._is_due(entry) or self._test_is_due(entry)]
+        for number, entry in enumerate(due, 1):
+            say(f"[{number}/{len(due)}] {entry.label} seed {entry.seed} ... ", "")
+            if self._contents(entry) != contents[entry.label]:
+                raise ConfigError(
+                    f"the configuration of {entry.label} was changed after the sweep had started",
+                    way_out="start the sweep again, with another --out",
+                )
+            started = time.monotonic()
+            outcome = self._run(entry, held)
+            spent.append(time.monotonic() - started)
+            left = sum(spent) / number * (len(due) - number)
+            rest = f"; about {duration(left)} left" if left else ""
+            say(f"{outcome}, {duration(spent[-1])}{rest}", "\n")
+        return list(self._failures())
+
+    def _files(self, entry: SweepEntry) -> list[str]:
         """The configurations of a run, in their order."""
-        return [*self.configs, *([] if overlay.file is None else [str(overlay.file)])]
+        file = next(o.file for o in self.index.overlays if o.label == entry.label)
+        return [*self.index.base.configs, *([file] if file else [])]
 
-    def fit(self, entry: SweepEntry, checkpoint: Path | None = None) -> list[str]:
-        """The arguments of an entry's run, without the program's name."""
-        files = self.files(self.overlay(entry))
-        words = ["fit", *(word for file in files for word in ("--config", file)), *self.options]
+    def _contents(self, entry: SweepEntry) -> list[bytes]:
+        return [Path(file).read_bytes() for file in self._files(entry)]
+
+    def _fit(self, entry: SweepEntry, checkpoint: Path | None = None) -> list[str]:
+        words = ["fit", *(word for file in self._files(entry) for word in ("--config", file))]
+        words += self.index.base.options
         run = self.folder / entry.run
         logger = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
         for name in self.seeded:
@@ -64,65 +107,69 @@ class Sweep:
             words += [f"--trainer.logger.init_args.{name}", str(value)]
         return words + (["--ckpt_path", str(checkpoint)] if checkpoint else [])
 
-    def test(self, test: SweepTest, checkpoint: Path | str = "CHECKPOINT") -> list[str]:
-        """The arguments of an entry's test."""
-        assert self.evaluation is not None
-        words = ["test", "--config", self.evaluation, "--ckpt_path", str(checkpoint)]
+    def _test(self, test: SweepTest, checkpoint: Path | str = "CHECKPOINT") -> list[str]:
+        words = ["test", "--config", str(self.index.evaluation), "--ckpt_path", str(checkpoint)]
         return [*words, "--out", str(self.folder / test.folder)]
 
+    def _is_due(self, stage: SweepEntry | SweepTest) -> bool:
+        """Not done, and not failed either: it was interrupted, or has not started."""
+        return stage.status != "done" and (self.retry or stage.status != "failed")
 
-def is_due(stage: SweepEntry | SweepTest, retry: bool) -> bool:
-    """Whether a run or a test is to be started; neither done nor failed: it was interrupted."""
-    return stage.status != "done" and (retry or stage.status != "failed")
+    def _test_is_due(self, entry: SweepEntry) -> bool:
+        return entry.status == "done" and entry.test is not None and self._is_due(entry.test)
 
+    def _run(self, entry: SweepEntry, held: int) -> str:
+        """What is due of an entry; how it ended."""
+        run, test = self.folder / entry.run, entry.test
+        if self._is_due(entry):
+            self._attempt(entry, self._fit(entry, prepare(run)), run / LOG, held)
+            if entry.status != "done":
+                return "FAILED"
+            clear(run)
+        if test is not None and self._is_due(test):
+            checkpoint = newest_checkpoint(run)
+            if checkpoint is None:
+                test.status = "failed"
+                test.error = "the run wrote no checkpoint: its trainer needs a ModelCheckpoint"
+                self._write()
+            else:
+                self._attempt(test, self._test(test, checkpoint), run / _TEST_LOG, held)
+        return "done" if test is None or test.status == "done" else "done, test FAILED"
 
-def run_sweep(
-    sweep: Sweep,
-    index: Index,
-    asked: Sequence[SweepEntry],
-    *,
-    retry: bool,
-    held: int,
-    say: Callable[[str, str], None],
-) -> list[tuple[str, str, Path]]:
-    """Run every entry that is not finished.
-
-    Args:
-        sweep: what the runs share.
-        index: is written after every change.
-        asked: the entries to run, in this order.
-        retry: run those again that failed.
-        held: a file descriptor that the processes inherit.
-        say: shows a text and what follows it.
-
-    Returns:
-        Of everything that has failed, now or before: name, reason, log.
-
-    Raises:
-        ConfigError: a configuration was changed after the sweep had started.
-        KeyboardInterrupt: Ctrl-C.
-    """
-    contents = {overlay: _contents(sweep, overlay) for overlay in sweep.overlays.values()}
-    due = [entry for entry in asked if is_due(entry, retry) or _test_is_due(entry, retry)]
-    spent: list[float] = []
-    for number, entry in enumerate(due, 1):
-        overlay = sweep.overlay(entry)
-        say(f"[{number}/{len(due)}] {overlay.label} seed {entry.seed} ... ", "")
-        if _contents(sweep, overlay) != contents[overlay]:
-            raise ConfigError(
-                f"the configuration of {overlay.label} was changed after the sweep had started",
-                way_out="start the sweep again, with another --out",
-            )
+    def _attempt(
+        self, stage: SweepEntry | SweepTest, words: Sequence[str], log: Path, held: int
+    ) -> None:
+        """Run an entry or its test, and note how it ended."""
+        before = stage.seconds or 0.0
+        start = log.stat().st_size if log.exists() else 0
         started = time.monotonic()
-        if is_due(entry, retry):
-            _fit(sweep, index, entry, held)
-        if _test_is_due(entry, retry):
-            _test(sweep, index, entry, held)
-        spent.append(time.monotonic() - started)
-        left = sum(spent) / len(spent) * (len(due) - number)
-        rest = f"; about {duration(left)} left" if left else ""
-        say(f"{_outcome(entry)}, {duration(spent[-1])}{rest}", "\n")
-    return _failures(sweep, asked)
+
+        def note(status: str, error: str | None = None) -> None:
+            stage.status, stage.error = status, error
+            if status != "running":
+                stage.seconds = round(before + time.monotonic() - started, 1)
+            self._write()
+
+        note("running")
+        try:
+            code = run_logged([*PROGRAM, *words], log, held)
+        except KeyboardInterrupt:
+            note("pending")
+            raise
+        if code == 0:
+            note("done")
+        else:
+            note("failed", reason(log, start, code))
+
+    def _failures(self) -> Iterator[tuple[str, str, Path]]:
+        for entry in self.asked:
+            for stage, what, log in ((entry, "", LOG), (entry.test, ", test", _TEST_LOG)):
+                if stage is not None and stage.status == "failed":
+                    name = f"{entry.label} seed {entry.seed}{what}"
+                    yield name, stage.error or "", self.folder / entry.run / log
+
+    def _write(self) -> None:
+        write_json(self.folder / SWEEP, self.index)
 
 
 def duration(seconds: float) -> str:
@@ -130,74 +177,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _test_is_due(entry: SweepEntry, retry: bool) -> bool:
-    return entry.status == "done" and entry.test is not None and is_due(entry.test, retry)
-
-
-def _fit(sweep: Sweep, index: Index, entry: SweepEntry, held: int) -> None:
-    run = sweep.folder / entry.run
-    checkpoint = prepare(run)
-    _attempt(index, entry, sweep.fit(entry, checkpoint), run / LOG, held)
-    if entry.status == "done":
-        clear(run)
-
-
-def _test(sweep: Sweep, index: Index, entry: SweepEntry, held: int) -> None:
-    assert entry.test is not None
-    run, test = sweep.folder / entry.run, entry.test
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is None:
-        test.status = "failed"
-        test.error = "the run wrote no checkpoint: its trainer needs a ModelCheckpoint"
-        index.write()
-        return
-    _attempt(index, test, sweep.test(test, checkpoint), run / _TEST_LOG, held)
-
-
-def _attempt(
-    index: Index, stage: SweepEntry | SweepTest, words: Sequence[str], log: Path, held: int
-) -> None:
-    """Run an entry or its test, and note how it ended."""
-    before = stage.seconds or 0.0
-    start = log.stat().st_size if log.exists() else 0
-    started = time.monotonic()
-
-    def note(status: str, error: str | None = None) -> None:
-        stage.status, stage.error = status, error
-        if status != "running":
-            stage.seconds = round(before + time.monotonic() - started, 1)
-        index.write()
-
-    note("running")
-    try:
-        code = run_logged([*PROGRAM, *words], log, held)
-    except KeyboardInterrupt:
-        note("pending")
-        raise
-    if code == 0:
-        note("done")
-    else:
-        note("failed", reason(log, start, code))
-
-
-def _outcome(entry: SweepEntry) -> str:
-    if entry.status != "done":
-        return "FAILED"
-    return "done" if entry.test is None or entry.test.status == "done" else "done, test FAILED"
-
-
-def _failures(sweep: Sweep, asked: Sequence[SweepEntry]) -> list[tuple[str, str, Path]]:
-    failed = []
-    for entry in asked:
-        name, run = f"{sweep.overlay(entry).label} seed {entry.seed}", sweep.folder / entry.run
-        if entry.status == "failed":
-            failed.append((name, entry.error or "", run / LOG))
-        elif entry.test is not None and entry.test.status == "failed":
-            failed.append((f"{name}, test", entry.test.error or "", run / _TEST_LOG))
-    return failed
-
-
-def _contents(sweep: Sweep, overlay: Overlay) -> list[bytes]:
-    return [Path(file).read_bytes() for file in sweep.files(overlay)]

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refine_pl.errors import ConfigError, nearest
-from refine_pl.training.run_folder import stages_of
+from refine_pl.training.run_folder import SweepOverlay, stages_of
 
 BASE = "base"  # the group of the recipe itself
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """One variant of the recipe.
-
-    Args:
-        group: what it is compared within: the name of its folder.
-        name: the file's name without its ending.
-        file: the configuration; None for the recipe as it is.
-    """
-
-    group: str
-    name: str
-    file: Path | None
-
-    @property
-    def label(self) -> str:
-        """``reward/exact_match``."""
-        return f"{self.group}/{self.name}"
-
-
-def find_overlays(paths: Sequence[str], recipe: str, with_base: bool) -> list[Overlay]:
+def find_overlays(paths: Sequence[str], recipe: str, with_base: bool) -> list[SweepOverlay]:
     """The overlays of files and folders, in their order; the recipe itself comes first.
 
     Args:
@@ -45,21 +24,19 @@ def find_overlays(paths: Sequence[str], recipe: str, with_base: bool) -> list[Ov
     Raises:
         ConfigError: nothing is there, or two files would share a folder of results.
     """
-    found = [Overlay(BASE, Path(recipe).stem, None)] if with_base or not paths else []
-    for path in paths:
-        for file in _files(Path(path)):
-            overlay = Overlay(file.resolve().parent.name, file.stem, file)
-            twin = next((o for o in found if o.label == overlay.label), None)
-            if twin is None:
-                found.append(overlay)
-            elif twin.file is None or not file.samefile(twin.file):
-                raise ConfigError(
-                    f"{file} and {twin.file or recipe} are both called {overlay.label}",
-                    where="--overlays",
-                    allowed="overlays that differ in their name or in that of their folder",
-                    way_out="rename one of them",
-                )
-    return found
+    base = SweepOverlay(Path(recipe).stem, BASE, None)
+    found = {base.label: base} if with_base or not paths else {}
+    for file in (file for path in paths for file in _files(Path(path))):
+        overlay = SweepOverlay(file.stem, file.resolve().parent.name, str(file))
+        twin = found.setdefault(overlay.label, overlay)
+        if twin.file is None or not file.samefile(twin.file):
+            raise ConfigError(
+                f"{file} and {twin.file or recipe} are both called {overlay.label}",
+                where="--overlays",
+                allowed="overlays that differ in their name or in that of their folder",
+                way_out="rename one of them",
+            )
+    return list(found.values())
 
 
 def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,12 +55,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def check_effect(overlay: Overlay, changed: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+def check_effect(overlay: SweepOverlay, resolved: Mapping[str, Any]) -> None:
     """Refuse an overlay whose settings every stage of the recipe's schedule has of its own.
 
     Args:
-        overlay: for the message.
-        changed: its settings by dotted key.
+        overlay: with what it changes.
         resolved: the whole configuration with the overlay.
 
     Raises:
@@ -94,20 +70,20 @@ def check_effect(overlay: Overlay, changed: Mapping[str, Any], resolved: Mapping
         | {*(stage.get("settings") or {}), *(stage.get("ramp") or {})}
         for stage in stages_of(resolved).values()
     ]
-    for key in changed if own else ():
+    for key in overlay.changes if own else ():
         name = key.removeprefix("model.").replace(".init_args.", ".")
         if all(name in settings for settings in own):
             raise ConfigError(
                 f"{key} of {overlay.label} has no effect: every stage of the recipe's schedule "
                 f"has its own {name}",
-                where=str(overlay.file),
+                where=overlay.file,
                 way_out=f"take {name} out of a stage, or leave the overlay out",
             )
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(path.rglob("*.yaml"), key=_natural)
+        files = sorted(path.rglob("*.yaml"), key=natural)
         if not files:
             raise ConfigError(f"there is no .yaml file in {path}", where="--overlays")
         return files
@@ -123,7 +99,7 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """So that 2 comes before 16."""
+def natural(path: Path) -> list[tuple[int, str]]:
+    """A key for sorting by which 2 comes before 16."""
     parts = re.split(r"(\d+)", str(path.with_suffix("")))
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]

@@ -187,15 +187,25 @@ class SweepEntry:
     error: str | None = None
     test: SweepTest | None = None
 
+    @property
+    def label(self) -> str:
+        """Its overlay and group: ``reward/exact_match``."""
+        return f"{self.group}/{self.overlay}"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class SweepOverlay:
-    """What an overlay changes: settings by dotted key."""
+    """One variant of the recipe of a sweep."""
 
-    overlay: str
-    group: str
-    file: str | None
-    changes: dict[str, Any]
+    overlay: str  # the name of its file without the ending
+    group: str  # what it is compared within: the name of the file's folder
+    file: str | None  # the configuration; None for the recipe as it is
+    changes: dict[str, Any] = field(default_factory=dict)  # settings by dotted key
+
+    @property
+    def label(self) -> str:
+        """``reward/exact_match``."""
+        return f"{self.group}/{self.overlay}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +214,7 @@ class SweepBase:
 
     configs: list[str]
     options: list[str] = field(default_factory=list)
-    resolved: dict[str, Any] = field(default_factory=dict)  # all settings, seeds left out
+    resolved: dict[str, Any] = field(default_factory=dict)  # by dotted key; seeds left out
 
 
 @dataclass(slots=True)
