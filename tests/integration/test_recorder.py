@@ -8,7 +8,7 @@ from runs import RowsData, every_batch, module, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from refine_pl.callbacks import RolloutRecorder
-from refine_pl.callbacks.recorder import markdown_table
+from refine_pl.callbacks.recorder import samples_table
 from refine_pl.callbacks.summary import summary_table
 from refine_pl.figures.drawing import LIGHT, pixels
 from refine_pl.figures.plots import entropy_figure
@@ -163,7 +163,7 @@ def test_a_row_without_positions_is_no_crash(tmp_path):
     data.training.rows = [row[:12] for row in data.training.rows]
     train(module(), data, iterations=1, callbacks=[recorder])
     assert [sample.positions for sample in recorder.kept] == [[]] * 4
-    assert markdown_table(recorder.kept[0]).startswith("**document ")
+    assert samples_table(recorder.kept[0]).startswith("**document ")
     assert recorder.kept[0].entropy.positions == []
     draw = partial(entropy_figure, data=recorder.kept[0].entropy)
     assert pixels(draw, LIGHT).shape == (300, 1000, 4)

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from refine_pl.figures.drawing import LIGHT, pixels
 from refine_pl.figures.plots import entropy_figure
-from refine_pl.figures.text import plain
+from refine_pl.figures.text import markdown_table, plain
 from refine_pl.records import Experience
 from refine_pl.selectors.base import segment_bounds, smooth
 from refine_pl.training.module import RefineModule
@@ -180,7 +180,7 @@ def decode(module: RefineModule, tokens: list[int]) -> str:
 
 def write_to_tensorboard(writer: Any, samples: Sequence[Sample], iteration: int) -> None:
     """One table of all samples, and one picture for each: ``[height, width, 4]`` uint8."""
-    table = "\n\n".join(markdown_table(sample) for sample in samples)
+    table = "\n\n".join(samples_table(sample) for sample in samples)
     writer.add_text("rollouts/table", table, iteration)
     for i, sample in enumerate(samples):
         tag = "rollouts/entropy" if len(samples) == 1 else f"rollouts/entropy_{i}"
@@ -188,17 +188,16 @@ def write_to_tensorboard(writer: Any, samples: Sequence[Sample], iteration: int)
         writer.add_image(tag, picture, iteration, dataformats="HWC")
 
 
-def markdown_table(sample: Sample) -> str:
-    """One line for each rollout, in the order of the positions."""
+def samples_table(sample: Sample) -> str:
+    """A Markdown table with a line for each rollout, in the order of the positions."""
     parts = list(sample.positions[0].rollouts[0].parts) if sample.positions else []
     names = ["position", "prefix", "target", "rollout", "reward", *parts, "advantage"]
-    lines = [f"**{plain(sample.entropy.document)}**", ""]
-    lines += ["| " + " | ".join(plain(n) for n in names) + " |", "|" + "---|" * len(names)]
+    rows = []
     for row in sample.positions:
         same = [str(row.position), plain(row.prefix), plain(row.target)]
         for rollout in row.rollouts:
             numbers = [f"{value:.3f}" for value in (rollout.reward, *rollout.parts.values())]
-            cells = [*same, plain(rollout.text), *numbers, f"{rollout.advantage:+.2f}"]
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append([*same, plain(rollout.text), *numbers, f"{rollout.advantage:+.2f}"])
             same = [""] * 3  # below the first rollout of a position
-    return "\n".join(lines)
+    title = f"**{plain(sample.entropy.document)}**"
+    return "\n".join([title, "", *markdown_table([plain(name) for name in names], rows)])

@@ -24,9 +24,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     from refine_pl.report.build import write_report  # --help must not wait for it
 
-    written = write_report(args.runs, args.out)
-    for file in (written.html, written.markdown):
-        sys.stdout.write(f"{file}\n")
-    if written.figures:
-        sys.stdout.write(f"{written.figures[0].parent}: {len(written.figures)} figures\n")
+    html, markdown, *figures = write_report(args.runs, args.out)
+    sys.stdout.write(f"{html}\n{markdown}\n")
+    if figures:
+        sys.stdout.write(f"{figures[0].parent}: {len(figures)} figures\n")
     return 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-# What Markdown or HTML would take for markup.
-MARKUP = {ord(c): f"&#{ord(c)};" for c in "|<>&*_`[]\\~#"}
+import re
+from collections.abc import Iterable, Sequence
+
+# What Markdown or HTML would take for markup. An underscore inside a word is not: the names of
+# scalars stay legible.
+_MARKUP = re.compile(r"[|<>&*`\[\]\\~#$]|(?<!\w)_|_(?!\w)")
 
 
 def visible(text: str) -> str:
@@ -17,7 +21,23 @@ def visible(text: str) -> str:
 
 def plain(text: str) -> str:
     """Text on one line that Markdown shows as it is; spaces at the ends stay visible."""
-    return visible(text).translate(MARKUP)
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", visible(text))
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int | None = None
+) -> list[str]:
+    """The lines of a table in Markdown; the cells are Markdown already.
+
+    Args:
+        columns: the header.
+        rows: as many cells each.
+        text_columns: this many are words, the others are numbers; all of them if left out.
+    """
+    number = len(columns) if text_columns is None else text_columns
+    border = "|" + "---|" * number + "---:|" * (len(columns) - number)
+    head, *lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return [head, border, *lines]
 
 
 def shortened(text: str, length: int) -> str:

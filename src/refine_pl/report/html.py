@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from refine_pl.figures.drawing import DARK, LIGHT, Picture
+from refine_pl.figures.drawing import DARK, LIGHT, Picture, Theme
 from refine_pl.report.page import Cell, Page
 
 
-def render_html(page: Page, png: Callable[[Picture, bool], bytes]) -> str:
-    """The page.
+def render_html(page: Page, figures: Path) -> tuple[str, list[Path]]:
+    """The page, and the files of its figures.
 
     Args:
         page: the report.
-        png: a picture as a file, for a dark page or a light one.
+        figures: the folder in which each figure is written as it is for a light page.
     """
+    written: list[Path] = []
 
-    def data_url(picture: Picture, dark: bool) -> Markup:
-        content = base64.b64encode(png(picture, dark)).decode("ascii")
-        return Markup("data:image/png;base64,") + Markup(content)
+    def url(picture: Picture, theme: Theme) -> Markup:
+        content, file = picture.png(theme), figures / f"{picture.name}.png"
+        if theme is LIGHT:
+            if file in written:
+                raise AssertionError(f"two figures are called {picture.name}")
+            file.write_bytes(content)
+            written.append(file)
+        return Markup("data:image/png;base64,") + base64.b64encode(content).decode("ascii")
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = lambda cell: Cell(cell) if isinstance(cell, str) else cell
+    environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["breakable"] = breakable
+    environment.filters["url"] = url
     folder = files("refine_pl.report")
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
     style = Markup((folder / "page.css").read_text(encoding="utf-8"))
-    return template.render(
-        page=page, style=style, light=LIGHT.runs, dark=DARK.runs, data_url=data_url
-    )
+    return template.render(page=page, style=style, light=LIGHT, dark=DARK), written
 
 
 def breakable(text: str) -> Markup:

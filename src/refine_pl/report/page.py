@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from refine_pl.figures.drawing import Picture
 
@@ -32,7 +31,6 @@ Row = Sequence["Cell | str"]
 class Table:
     """Rows below a header."""
 
-    kind: ClassVar = "table"
     columns: Row
     rows: Sequence[Row]
     caption: str = ""
@@ -45,7 +43,6 @@ class Table:
 class Note:
     """What is missing or must be known to read the rest rightly."""
 
-    kind: ClassVar = "note"
     text: str
 
 
@@ -53,7 +50,6 @@ class Note:
 class Heading:
     """Of a part of a section."""
 
-    kind: ClassVar = "heading"
     text: str
     run: int | None = None
 
@@ -62,7 +58,6 @@ class Heading:
 class Gallery:
     """Figures that belong together."""
 
-    kind: ClassVar = "gallery"
     pictures: Sequence[Picture]
 
 
@@ -70,7 +65,6 @@ class Gallery:
 class Details:
     """Blocks that are folded away at first."""
 
-    kind: ClassVar = "details"
     summary: str
     blocks: Sequence[Block]
 
@@ -99,17 +93,3 @@ class Page:
     subtitle: str
     runs: Sequence[str]  # labels; the index is the colour
     sections: Sequence[Section]
-
-    def pictures(self) -> list[Picture]:
-        """Every figure, in the order of the page."""
-        return [p for section in self.sections for p in _pictures(section.blocks)]
-
-
-def _pictures(blocks: Sequence[Block]) -> list[Picture]:
-    found: list[Picture] = []
-    for block in blocks:
-        if isinstance(block, Gallery):
-            found += block.pictures
-        elif isinstance(block, Details):
-            found += _pictures(block.blocks)
-    return found
