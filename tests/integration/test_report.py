@@ -15,8 +15,8 @@ from report_runs import evaluation_run, sweep, training_run, write_lines
 from refine_pl.evaluation.bootstrap import paired_difference
 from refine_pl.figures.plots import running_mean
 from refine_pl.report import paper
-from refine_pl.report.runs import labels
-from refine_pl.report.settings import differences, of_one_class
+from refine_pl.report.reading import labels
+from refine_pl.report.sections.settings import differences, of_one_class
 from refine_pl.training.metrics import format_value, metric_of, metrics
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{ 7 * 7 }} | *b* \\"
@@ -487,11 +487,10 @@ def test_settings_of_a_class_that_not_all_have_follow_from_the_class():
     one, two = config("a.Text", length=8, seed=0, cache=None), config("a.Rows", paths="x", seed=2)
     rows = differences([one, two])
     assert "data.cache" not in dict(rows)  # absent, or null
-    folded = [key for (key, _), inner in zip(rows, of_one_class(rows), strict=True) if inner]
-    assert folded == ["data.length", "data.paths"]
+    assert of_one_class(rows) == {"data.length", "data.paths"}
     missing = differences([{"parts": [{"name": "a", "n": 1}]}, {"parts": [{"name": "b", "n": 1}]}])
     assert missing
-    assert not any(of_one_class(missing))
+    assert not of_one_class(missing)
 
 
 def test_the_running_mean_skips_what_is_no_number():

@@ -6,7 +6,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from refine_pl.figures.drawing import LIGHT
 from refine_pl.figures.plots import Interval, Series, curve_figure, interval_figure
-from refine_pl.report.runs import open_runs
+from refine_pl.report.reading import open_runs
 from refine_pl.report.scalars import read_scalars
 from refine_pl.report.sections.overview import overview
 

@@ -12,7 +12,7 @@ from refine_pl.sweep.index import continued
 from refine_pl.sweep.loop import duration
 from refine_pl.sweep.overlays import changes, check_effect, find_overlays
 from refine_pl.sweep.process import clear, newest_checkpoint, prepare, reason, run_logged
-from refine_pl.sweep.table import last_numbers, results_table, spread, with_mean_score
+from refine_pl.sweep.table import last_numbers, results_table, spread
 from refine_pl.training.run_folder import SweepBase, SweepEntry, SweepIndex, SweepOverlay
 
 
@@ -162,10 +162,7 @@ def test_numbers_of_seeds(tmp_path):
     ]
     scores = json.dumps({"rows": 4, "results": results})
     (tmp_path / "nowhere" / "test" / "scores.json").write_text(scores)
-    numbers = last_numbers(tmp_path / "nowhere")
-    assert numbers == {"score a 1": 10.0, "score b": 20.0}
-    assert with_mean_score(numbers)["score"] == 15.0
-    assert with_mean_score({}) == {}
+    assert last_numbers(tmp_path / "nowhere") == {"score a 1": 10.0, "score b": 20.0}
     (column,) = results_table(tmp_path, [entry]).columns[2:]
     assert (column.header, list(column.cells)) == ("test score, %", ["15.0"])
     assert [duration(s) for s in (3, 300, 9000)] == ["3 s", "5 min", "2.5 h"]

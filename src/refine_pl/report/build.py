@@ -11,8 +11,7 @@ from refine_pl.errors import ConfigError
 from refine_pl.report.html import render_html
 from refine_pl.report.markdown import FIGURES, figures_of, render_markdown
 from refine_pl.report.page import Block, Page, Section
-from refine_pl.report.reading import Run
-from refine_pl.report.runs import open_runs
+from refine_pl.report.reading import Run, open_runs
 from refine_pl.report.sections.ablation import ablations
 from refine_pl.report.sections.comparison import comparisons
 from refine_pl.report.sections.evaluation import evaluations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -19,6 +20,34 @@ SCORE = "score "  # before task and length, in the names of scores
 Numbers = dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """An overlay with the last numbers of its finished runs, by seed."""
+
+    group: str
+    overlay: str
+    seeds: dict[int, Numbers] = field(default_factory=dict)
+
+    def values(self, name: str) -> list[float]:
+        """A number of each seed that has it."""
+        return [numbers[name] for numbers in self.seeds.values() if name in numbers]
+
+
+def variants(folder: Path, entries: Iterable[SweepEntry]) -> dict[str, Variant]:
+    """The overlays of a sweep's entries by label, in their order.
+
+    Raises:
+        DataError: a file of a run is damaged.
+    """
+    found: dict[str, Variant] = {}
+    for entry in entries:
+        variant = found.setdefault(entry.label, Variant(entry.group, entry.overlay))
+        numbers = last_numbers(folder / entry.run) if entry.status == "done" else {}
+        if numbers:
+            variant.seeds[entry.seed] = numbers
+    return found
+
+
 def results_table(folder: Path, entries: Sequence[SweepEntry]) -> Table:
     """One row for each overlay: last validation and test of its finished runs, mean and deviation.
 
@@ -26,12 +55,12 @@ def results_table(folder: Path, entries: Sequence[SweepEntry]) -> Table:
         folder: the sweep's.
         entries: those to show; the seeds of one overlay make one row.
     """
-    rows: dict[str, list[Numbers]] = {}
-    for entry in entries:
-        row = rows.setdefault(f"{entry.group}/{entry.overlay}", [])
-        if entry.status == "done":
-            row.append(with_mean_score(last_numbers(folder / entry.run)))
-    names = {name for runs in rows.values() for run in runs for name in run}
+    rows = variants(folder, entries)
+    for variant in rows.values():
+        for numbers in variant.seeds.values():
+            scores = [value for name, value in numbers.items() if name.startswith(SCORE)]
+            numbers.update({"score": statistics.fmean(scores)} if scores else {})
+    names = {name for row in rows.values() for run in row.seeds.values() for name in run}
     shown = [name for name in closing_names(names) if not name.startswith("val/reward_")]
     shown += ["score"] if "score" in names else []
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -39,9 +68,9 @@ def results_table(folder: Path, entries: Sequence[SweepEntry]) -> Table:
     table.add_column("seeds", justify="right")
     for name in shown:
         table.add_column(title(name), justify="right", no_wrap=True)
-    for label, runs in rows.items():
-        cells = (" ".join(spread(name, [r[name] for r in runs if name in r])) for name in shown)
-        table.add_row(label, str(len(runs)), *(cell.rstrip() for cell in cells))
+    for label, row in rows.items():
+        cells = (" ".join(spread(name, row.values(name))) for name in shown)
+        table.add_row(label, str(len(row.seeds)), *(cell.rstrip() for cell in cells))
     return table
 
 
@@ -60,12 +89,6 @@ def last_numbers(run: Path) -> Numbers:
             length = "" if result.length is None else f" {result.length:,}"
             found.setdefault(f"{SCORE}{result.task}{length}", result.mean)  # of the first rule
     return found
-
-
-def with_mean_score(numbers: Numbers) -> Numbers:
-    """The numbers with ``score``: the mean over tasks and lengths, if there are any."""
-    scores = [value for name, value in numbers.items() if name.startswith(SCORE)]
-    return numbers | ({"score": statistics.fmean(scores)} if scores else {})
 
 
 def title(name: str) -> str:

@@ -6,15 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from refine_pl.figures.text import shortened
 from refine_pl.report.page import Block, Heading, Note, Row, Table
 from refine_pl.report.reading import Run
-from refine_pl.report.settings import MISSING, at, short_class
+from refine_pl.report.sections.settings import MISSING, at, settings_table, short_class
 from refine_pl.sweep.loop import duration
 from refine_pl.training.metrics import format_value
 from refine_pl.training.run_folder import stages_of
-
-_VALUE = 160  # characters of a setting
 
 Card = dict[str, str]
 
@@ -25,31 +22,24 @@ def overview(runs: Sequence[Run]) -> Iterator[Block]:
     yield Table(["run", "what", "folder"], rows, text_columns=3)
     for run in runs:
         yield from (Note(f"{run.label}: {note}") for note in run.notes)
-    for kind, card in (("training", _training), ("evaluation", _evaluation)):
+    for kind, card_of in (("training", _training), ("evaluation", _evaluation)):
         some = [run for run in runs if kind in run.kinds]
         if some:
+            cards = [card_of(run) for run in some]
+            settings = [(name, [card[name] or MISSING for card in cards]) for name in cards[0]]
             yield Heading(kind.capitalize())
-            yield _table(some, [card(run) for run in some])
+            yield settings_table("", some, [row for row in settings if {*row[1]} != {MISSING}])
 
 
 def _kind(run: Run) -> str:
     return f"sweep of {len(run.sweep.entries)} runs" if run.sweep else " and ".join(run.kinds)
 
 
-def _table(runs: Sequence[Run], cards: Sequence[Card]) -> Table:
-    rows: list[Row] = []
-    for name in cards[0]:
-        values = [card[name] for card in cards]
-        if any(value not in ("", MISSING) for value in values):
-            rows.append([name, *(shortened(value, _VALUE) or MISSING for value in values)])
-    return Table(["", *(run.name for run in runs)], rows, text_columns=len(runs) + 1)
-
-
 def _training(run: Run) -> Card:
     config, scalars = run.config, run.scalars
 
-    def setting(*keys: str) -> str:
-        return short_class(at(config, *keys))
+    def setting(key: str) -> str:
+        return short_class(at(config, *key.split(".")))
 
     def data_setting(name: str) -> str:
         return _of_data(config, lambda data: short_class(at(data, name)))
@@ -66,17 +56,17 @@ def _training(run: Run) -> Card:
         "sequence length": data_setting("sequence_length"),
         "batch size": data_setting("batch_size"),
         "phase": setting("phase"),
-        "stages": ", ".join(_stage(*stage) for stage in stages_of(config).items()) or MISSING,
-        "selector": setting("model", "selector"),
-        "segments": setting("model", "num_segments"),
-        "rollouts per position": setting("model", "rollouts_per_position"),
-        "rollout length": setting("model", "rollout_length"),
+        "stages": ", ".join(_stage(*stage) for stage in stages_of(config).items()),
+        "selector": setting("model.selector"),
+        "segments": setting("model.num_segments"),
+        "rollouts per position": setting("model.rollouts_per_position"),
+        "rollout length": setting("model.rollout_length"),
         "rewards": _rewards(config),
-        "advantage": setting("model", "advantage"),
-        "policy weight": setting("model", "policy_weight"),
-        "optimizer": setting("model", "optimizer"),
+        "advantage": setting("model.advantage"),
+        "policy weight": setting("model.policy_weight"),
+        "optimizer": setting("model.optimizer"),
         "seed": setting("seed_everything"),
-        "precision": setting("trainer", "precision"),
+        "precision": setting("trainer.precision"),
         "started": started,
         "iterations": f"{max(steps):,}" if steps else MISSING,
         "tokens seen": last("run/tokens_seen"),
@@ -93,8 +83,8 @@ def _of_data(config: Mapping[str, Any], value: Callable[[Any], str]) -> str:
     if not isinstance(sources, dict):
         return value(data)
     values = {name: value(source) for name, source in sources.items()}
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
+    if len({*values.values()}) == 1:
+        return values.popitem()[1]
     return ", ".join(f"{name}: {found}" for name, found in values.items() if found != MISSING)
 
 
@@ -157,13 +147,12 @@ def _evaluation(run: Run) -> Card:
 
 
 def _words(value: Any) -> str:
-    if value in (None, {}):
-        return MISSING
     match value:
+        case None:
+            return MISSING
         case dict():
-            return ", ".join(
-                f"{k} {_words(v)}" for k, v in value.items() if v not in (None, [], {})
-            )
+            known = (f"{k} {_words(v)}" for k, v in value.items() if v not in (None, [], {}))
+            return ", ".join(known)
         case list():
             return " ".join(map(str, value))
         case bool():

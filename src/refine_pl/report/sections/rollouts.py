@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import nan
 from typing import TypeVar
 
 from refine_pl.figures.drawing import Picture
 from refine_pl.figures.plots import entropy_figure, histogram_figure
 from refine_pl.figures.text import file_name, visible
 from refine_pl.report.page import Block, Cell, Details, Gallery, Heading, Note, Row, Table
-from refine_pl.report.reading import Run
+from refine_pl.report.reading import Run, of_each
 from refine_pl.training.run_folder import Position
 
 _MAPS = 3  # entropy maps of a run
@@ -28,13 +29,14 @@ def reward_distributions(runs: Sequence[Run]) -> Iterator[Block]:
             "All rollouts in rollouts.jsonl: a sample of those that the run was trained on. The "
             "first third of the recorded iterations against the last."
         )
-    for run in some:
-        if len(some) > 1:
-            yield Heading(run.label, run.index)
-        iterations = _iterations(run)
-        if len(iterations) < 2:
-            yield Note(f"{run.label}: one recorded iteration only; nothing to compare.")
-        yield Gallery(list(_histograms(run, iterations)))
+    yield from of_each(some, _distribution)
+
+
+def _distribution(run: Run) -> Iterator[Block]:
+    iterations = _iterations(run)
+    if len(iterations) < 2:
+        yield Note(f"{run.label}: one recorded iteration only; nothing to compare.")
+    yield Gallery(list(_histograms(run, iterations)))
 
 
 def entropy_maps(runs: Sequence[Run]) -> Iterator[Block]:
@@ -46,21 +48,22 @@ def entropy_maps(runs: Sequence[Run]) -> Iterator[Block]:
             "tokens whose smoothed entropy was scored where rollouts started. Dotted: borders of "
             "segments."
         )
-    for run in some:
-        if len(some) > 1:
-            yield Heading(run.label, run.index)
-        first = {found.iteration: found for found in reversed(run.entropy)}  # of each iteration
-        yield Gallery(
-            [
-                Picture(
-                    f"entropy_{run.index}_{found.iteration}",
-                    f"Entropy along {found.document} in iteration {found.iteration}",
-                    partial(entropy_figure, data=found, dpi=150, run=run.index),
-                    wide=True,
-                )
-                for found in spaced([first[iteration] for iteration in sorted(first)], _MAPS)
-            ]
-        )
+    yield from of_each(some, _maps)
+
+
+def _maps(run: Run) -> Iterator[Block]:
+    first = {found.iteration: found for found in reversed(run.entropy)}  # of each iteration
+    yield Gallery(
+        [
+            Picture(
+                f"entropy_{run.index}_{found.iteration}",
+                f"Entropy along {found.document} in iteration {found.iteration}",
+                partial(entropy_figure, data=found, dpi=150, run=run.index),
+                wide=True,
+            )
+            for found in spaced([first[iteration] for iteration in sorted(first)], _MAPS)
+        ]
+    )
 
 
 def rollouts(runs: Sequence[Run]) -> Iterator[Block]:
@@ -104,9 +107,7 @@ def _histograms(run: Run, iterations: Sequence[int]) -> Iterator[Picture]:
 
     def drawn(some: set[int], part: str) -> list[float]:
         rollouts = [r for p in run.positions if p.iteration in some for r in p.rollouts]
-        if not part:
-            return [rollout.reward for rollout in rollouts]
-        return [rollout.parts[part] for rollout in rollouts if part in rollout.parts]
+        return [r.parts.get(part, nan) if part else r.reward for r in rollouts]
 
     parts = list(dict.fromkeys(n for p in run.positions for r in p.rollouts for n in r.parts))
     for part in parts if len(parts) == 1 else ["", *parts]:  # one reward alone is the sum

@@ -9,7 +9,7 @@ from refine_pl.figures.drawing import Picture
 from refine_pl.figures.plots import Series, curve_figure
 from refine_pl.figures.text import file_name
 from refine_pl.report.page import Block, Cell, Gallery, Heading, Row, Table
-from refine_pl.report.reading import Run
+from refine_pl.report.reading import Run, of_each
 from refine_pl.report.scalars import Scalars
 from refine_pl.training.metrics import (
     GROUPS,
@@ -27,11 +27,7 @@ _STILL = 1e-4  # a curve that moves less has not changed
 def validations(runs: Sequence[Run]) -> Iterator[Block]:
     """Before and after for each run, then the last numbers side by side."""
     some = [run for run in runs if run.summary.validations]
-    for run in some:
-        if len(some) > 1:
-            yield Heading(run.label, run.index)
-        columns = run.summary.at_borders()
-        yield _held_out(columns, [validation.name for validation in columns])
+    yield from of_each(some, _at_borders)
     if len(some) > 1:
         last = [run.summary.validations[-1] for run in some]
         heads = [Cell(run.label, v.name, run.index) for run, v in zip(some, last, strict=True)]
@@ -41,6 +37,11 @@ def validations(runs: Sequence[Run]) -> Iterator[Block]:
             "One number for each run: these say nothing about chance. Train several seeds before a "
             "difference is read as one of the settings."
         )
+
+
+def _at_borders(run: Run) -> Iterator[Block]:
+    columns = run.summary.at_borders()
+    yield _held_out(columns, [validation.name for validation in columns])
 
 
 def _held_out(columns: Sequence[Validation], heads: Row) -> Table:
