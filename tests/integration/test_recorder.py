@@ -1,5 +1,4 @@
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -165,8 +164,8 @@ def test_a_row_without_positions_is_no_crash(tmp_path):
     assert [sample.positions for sample in recorder.kept] == [[]] * 4
     assert samples_table(recorder.kept[0]).startswith("**document ")
     assert recorder.kept[0].entropy.positions == []
-    draw = partial(entropy_figure, data=recorder.kept[0].entropy)
-    assert pixels(draw, LIGHT).shape == (300, 1000, 4)
+    picture = pixels(entropy_figure, LIGHT, data=recorder.kept[0].entropy)
+    assert picture.shape == (300, 1000, 4)
 
 
 def test_the_picture_marks_positions_and_borders(tmp_path):
@@ -175,7 +174,7 @@ def test_the_picture_marks_positions_and_borders(tmp_path):
     (sample,) = recorder.kept
     assert len(sample.entropy.entropy) == 72
     assert len(sample.positions) == 2
-    picture = pixels(partial(entropy_figure, data=sample.entropy), LIGHT)
+    picture = pixels(entropy_figure, LIGHT, data=sample.entropy)
     picture = torch.from_numpy(picture[..., :3].copy()).long()
     red = (picture - torch.tensor([214, 39, 40])).abs().sum(-1) < 30
     assert red.sum() > 50

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,59 +115,52 @@ class RolloutRecorder(Callback):
         positions = []
         for s in rollouts.valid[row].nonzero().flatten().tolist():
             start = int(rollouts.positions.index[row, s])
-            prefix = tokens[max(0, start - self.prefix_tokens) : start]
-            positions.append(
-                Position(
-                    module.iteration + 1,
-                    document,
-                    start,
-                    decode(module, prefix),
-                    decode(module, rollouts.targets[row, s].tolist()),
-                    [
-                        _rollout(module, experience, (row, s, n))
-                        for n in range(rollouts.tokens.shape[2])
-                    ],
-                )
-            )
+            prefix = decode(module, tokens[max(0, start - self.prefix_tokens) : start])
+            target = decode(module, rollouts.targets[row, s].tolist())
+            drawn = [
+                _rollout(module, experience, row, s, n) for n in range(rollouts.tokens.shape[2])
+            ]
+            positions.append(Position(module.iteration + 1, document, start, prefix, target, drawn))
         starts = [position.position for position in positions]
-        return Sample(entropy_map(module, experience, row, document, starts), positions)
+        return Sample(_entropy_map(module, experience, row, document, starts), positions)
 
 
-def _rollout(module: RefineModule, experience: Experience, place: tuple[int, int, int]) -> Rollout:
-    def rounded(values: torch.Tensor) -> float:
+def _rollout(module: RefineModule, experience: Experience, *place: int) -> Rollout:
+    def number(values: torch.Tensor) -> float:
         return round(float(values[place]), 6)
 
     return Rollout(
         decode(module, experience.rollouts.tokens[place].tolist()),
-        rounded(experience.rewards),
-        {name: rounded(values) for name, values in experience.reward_parts.items()},
-        rounded(experience.advantages),
+        number(experience.rewards),
+        {name: number(values) for name, values in experience.reward_parts.items()},
+        number(experience.advantages),
     )
 
 
-def entropy_map(
+def _entropy_map(
     module: RefineModule, experience: Experience, row: int, document: str, starts: list[int]
 ) -> EntropyMap:
     """The entropy along a row, and where rollouts started in it."""
+
+    def rounded(values: torch.Tensor) -> list[float]:
+        return [round(value, _DIGITS) for value in values[0].tolist()]
+
     rollouts, selector = experience.rollouts, module.refine_step.selector
     num_tokens = experience.batch.num_tokens[row : row + 1].cpu()
     entropy = experience.entropy[row : row + 1, : int(num_tokens)].float().cpu()
+    smoothed = smooth(entropy, num_tokens, rollouts.tokens.shape[3])
     borders: list[int] = []
     if selector.one_per_segment:
         borders = segment_bounds(num_tokens, rollouts.tokens.shape[1])[0][0, 1:].tolist()
     return EntropyMap(
         module.iteration + 1,
         document,
-        _rounded(entropy),
-        _rounded(smooth(entropy, num_tokens, rollouts.tokens.shape[3])),
+        rounded(entropy),
+        rounded(smoothed),
         starts,
         [max(start - 1 - selector.offset, 0) for start in starts],
         borders,
     )
-
-
-def _rounded(values: torch.Tensor) -> list[float]:
-    return [round(value, _DIGITS) for value in values[0].tolist()]
 
 
 def decode(module: RefineModule, tokens: list[int]) -> str:
@@ -184,7 +176,7 @@ def write_to_tensorboard(writer: Any, samples: Sequence[Sample], iteration: int)
     writer.add_text("rollouts/table", table, iteration)
     for i, sample in enumerate(samples):
         tag = "rollouts/entropy" if len(samples) == 1 else f"rollouts/entropy_{i}"
-        picture = pixels(partial(entropy_figure, data=sample.entropy), LIGHT)
+        picture = pixels(entropy_figure, LIGHT, data=sample.entropy)
         writer.add_image(tag, picture, iteration, dataformats="HWC")
 
 

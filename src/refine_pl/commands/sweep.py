@@ -34,7 +34,7 @@ every run: refine-pl sweep ... -- --trainer.max_steps 10"""
 # What the sweep itself gives to each run.
 _SEEDED = ("seed_everything", "model.seed", "data.init_args.seed")
 _WIDE = 1000  # columns
-_PLACED = ("save_dir", "name", "version")
+_PLACED = {f"logger.init_args.{name}" for name in ("save_dir", "name", "version")}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
         entry.test = SweepTest(f"{entry.run}/test")
     recipe = SweepBase(args.config, options, _shared(base))
     asked = SweepIndex(recipe, entries, args.eval, overlays)
-    folder, seeded = Path(args.out), [name for name in _SEEDED if name in base]
+    folder = Path(args.out)
+    seeded = [name for name in _SEEDED if name in dict(flatten(base))]
     runs = [entry.run for entry in entries]
 
     sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry)
@@ -118,7 +119,7 @@ _seed.__name__ = "seed (a whole number from 0)"
 def _resolve(
     configs: Sequence[str], overlays: Sequence[SweepOverlay], options: Sequence[str]
 ) -> dict[str, Any]:
-    """The recipe's settings by dotted key; the overlays get what they change.
+    """The recipe's settings; the overlays get what they change.
 
     Every configuration is parsed before anything runs.
 
@@ -137,33 +138,31 @@ def _resolve(
             check_effect(overlay, with_it)
             if not overlay.changes:
                 _say(f"{overlay.label} changes nothing: it is the recipe as it is")
-    return dict(flatten(base))
+    return base
 
 
 def _check_places(base: Mapping[str, Any]) -> None:
     """Refuse a recipe whose runs would write into each other's folders."""
     from refine_pl.commands.callback_keys import TRAINING_KEYS
 
-    logger = base["trainer"].get("logger")
-    arguments = logger.get("init_args", {}) if isinstance(logger, Mapping) else {}
-    if any(name not in arguments for name in _PLACED):
+    if not _PLACED.issubset(dict(flatten(base["trainer"]))):
         raise ConfigError(
             "the recipe's trainer.logger gives a run no folder of its own",
             where="trainer.logger",
             allowed="one logger with save_dir, name and version",
             way_out="lightning.pytorch.loggers.TensorBoardLogger",
         )
-    listed = enumerate(base["trainer"].get("callbacks") or ())
-    callbacks = {f"trainer.callbacks[{number}]": callback for number, callback in listed}
-    for key, callback in (callbacks | {key: base[key] for key in TRAINING_KEYS}).items():
-        arguments = callback.get("init_args") or {} if isinstance(callback, Mapping) else {}
-        for name in ("dirpath", "directory"):
-            if arguments.get(name) is not None:
-                raise ConfigError(
-                    f"every run would write into {arguments[name]}",
-                    where=f"{key}.init_args.{name}",
-                    way_out=f"leave {name} out: each run has a folder of its own",
-                )
+    callbacks = {key: base[key] for key in TRAINING_KEYS}
+    for number, callback in enumerate(base["trainer"].get("callbacks") or ()):
+        callbacks[f"trainer.callbacks[{number}]"] = callback
+    for key, value in flatten(callbacks):
+        name = key.rpartition(".")[2]
+        if name in ("dirpath", "directory") and value is not None:
+            raise ConfigError(
+                f"every run would write into {value}",
+                where=key,
+                way_out=f"leave {name} out: each run has a folder of its own",
+            )
 
 
 def _shared(resolved: Mapping[str, Any]) -> dict[str, Any]:

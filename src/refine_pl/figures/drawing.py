@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,34 +35,12 @@ class Theme:
         return self.runs[index % len(self.runs)]
 
     def style(self) -> dict[Any, Any]:
-        """Matplotlib's settings: one pair of axes without a frame, small letters."""
-        return {
-            "figure.facecolor": self.background,
-            "figure.constrained_layout.use": True,
-            "axes.facecolor": self.background,
-            "axes.edgecolor": self.faint,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "axes.grid": True,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 9,
-            "axes.titlecolor": self.text,
-            "axes.labelsize": 8,
-            "axes.labelcolor": self.text,
-            "xtick.color": self.faint,
-            "xtick.labelcolor": self.text,
-            "xtick.labelsize": 8,
-            "ytick.color": self.faint,
-            "ytick.labelcolor": self.text,
-            "ytick.labelsize": 8,
-            "grid.color": self.faint,
-            "grid.linewidth": 0.5,
-            "legend.fontsize": 7,
-            "legend.frameon": False,
-            "legend.labelcolor": self.text,
-            "text.parse_math": False,  # a dollar sign is a dollar sign
-        }
+        """Matplotlib's settings of colours; all others are in ``figure.mplstyle``."""
+        faces = dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.background)
+        lines = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+        texts = [f"{part}.labelcolor" for part in ("axes", "xtick", "ytick", "legend")]
+        texts.append("axes.titlecolor")
+        return faces | dict.fromkeys(lines, self.faint) | dict.fromkeys(texts, self.text)
 
 
 LIGHT = Theme(
@@ -80,25 +59,42 @@ DARK = Theme(
     runs=("#6aa9f4", "#f0925c", "#5fcf9f", "#c493e6", "#dcbf5a", "#f07fa6", "#6cc8de", "#a9b3bd"),
     mark="#ff6b6b",
 )
+_STYLE = Path(__file__).with_name("figure.mplstyle")
 _COLOURS = 128  # of a file
 # From one run to the ninth the colours come again, with another line.
 LINES = ("-", "--", ":", "-.")
 
 
-@dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure that can be drawn for either page."""
+    """A figure that can be drawn for either page.
 
-    name: str  # of its file, without the ending
-    alt: str  # what it shows, for those who do not see it
-    draw: Callable[[Theme], Axes]
-    wide: bool = False
+    Args:
+        name: of its file, without the ending.
+        alt: what it shows, for those who do not see it.
+        figure: draws it with the colours of a theme.
+        wide: whether it takes the width of the page.
+        options: of the figure.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        alt: str,
+        figure: Callable[..., Axes],
+        *,
+        wide: bool = False,
+        **options: Any,
+    ) -> None:
+        self.name = name
+        self.alt = alt
+        self.wide = wide
+        self._figure, self._options = figure, options
 
     def png(self, theme: Theme) -> bytes:
         """The picture as a PNG file."""
         from PIL import Image
 
-        image = Image.fromarray(pixels(self.draw, theme)[..., :3])
+        image = Image.fromarray(pixels(self._figure, theme, **self._options)[..., :3])
         buffer = io.BytesIO()
         # Lines and text need few colours; the file is a third as large.
         few = image.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -119,14 +115,14 @@ def legend(axes: Axes, **options: Any) -> None:
         axes.legend(**options)
 
 
-def pixels(draw: Callable[[Theme], Axes], theme: Theme) -> np.ndarray:
-    """What a figure looks like: ``[height, width, 4]`` uint8."""
+def pixels(figure: Callable[..., Axes], theme: Theme, **options: Any) -> np.ndarray:
+    """What a figure with these options looks like: ``[height, width, 4]`` uint8."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with rc_context(theme.style()), warnings.catch_warnings():
+    with rc_context(theme.style(), _STYLE), warnings.catch_warnings():
         # Names of documents may be in any script; those without a glyph are boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        canvas = FigureCanvasAgg(draw(theme).get_figure(root=True))
+        canvas = FigureCanvasAgg(figure(theme, **options).get_figure(root=True))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba()).copy()

@@ -10,7 +10,7 @@ from pathlib import Path
 from refine_pl.errors import ConfigError
 from refine_pl.report.html import render_html
 from refine_pl.report.markdown import FIGURES, figures_of, render_markdown
-from refine_pl.report.page import Block, Page, Section
+from refine_pl.report.page import Block, Page
 from refine_pl.report.reading import Run, open_runs
 from refine_pl.report.sections.ablation import ablations
 from refine_pl.report.sections.comparison import comparisons
@@ -68,10 +68,10 @@ def lay_out(runs: Sequence[Run]) -> Page:
     """All sections that these runs have something for."""
     names = [run.label for run in runs]
     title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    found = [Section(name, list(blocks(runs))) for name, blocks in SECTIONS.items()]
+    found = {name: list(blocks(runs)) for name, blocks in SECTIONS.items()}
     return Page(
         f"Report: {title}",
         f"refine-pl {version('refine-pl')}, {time.strftime('%Y-%m-%d %H:%M')}",
         names,
-        [section for section in found if section.blocks],
+        {name: blocks for name, blocks in found.items() if blocks},
     )

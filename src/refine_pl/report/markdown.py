@@ -14,8 +14,8 @@ FIGURES = "figures"  # the folder beside the page
 def render_markdown(page: Page) -> str:
     """The page."""
     lines = [f"# {plain(page.title)}", "", plain(page.subtitle), ""]
-    for section in page.sections:
-        lines += [f"## {plain(section.title)}", "", *_blocks(section.blocks)]
+    for title, blocks in page.sections.items():
+        lines += [f"## {plain(title)}", "", *_blocks(blocks)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -5,8 +5,7 @@ All text is text: nothing in it is markup, whoever wrote it. A string is a parag
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refine_pl.figures.drawing import Picture
@@ -73,23 +72,10 @@ Block = str | Table | Note | Heading | Gallery | Details
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A titled part of the page."""
-
-    title: str
-    blocks: Sequence[Block]
-
-    @property
-    def anchor(self) -> str:
-        """The name that links to it."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """A whole report."""
 
     title: str
     subtitle: str
     runs: Sequence[str]  # labels; the index is the colour
-    sections: Sequence[Section]
+    sections: Mapping[str, Sequence[Block]]  # by title

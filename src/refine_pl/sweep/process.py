@@ -66,15 +66,15 @@ def clear(run: Path) -> None:
 
 
 def run_logged(command: Sequence[str], log: Path, held: int) -> int:
-    """Run ``command`` and append what it prints to ``log``.
+    """Run a program, and append what it prints to ``log``.
 
     Args:
-        command: a program and its arguments.
+        command: the program and its arguments.
         log: its folder must exist.
         held: a file descriptor that the process inherits.
 
     Returns:
-        The exit code; of a process that a signal ended, the signal's number below 0.
+        The exit code, or the number of the signal that ended it, below 0.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the process has ended too.
@@ -99,13 +99,7 @@ def run_logged(command: Sequence[str], log: Path, held: int) -> int:
 
 
 def reason(log: Path, start: int, code: int) -> str:
-    """Why a run failed, in a line.
-
-    Args:
-        log: what it printed.
-        start: bytes of the log that earlier attempts wrote.
-        code: the exit code.
-    """
+    """Why a run failed, in a line; earlier attempts wrote the first ``start`` bytes of its log."""
     if code < 0:
         return f"ended by signal {-code} ({signal.Signals(-code).name})"
     text = log.read_bytes()[start:].decode(errors="replace")

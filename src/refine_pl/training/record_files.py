@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -33,26 +33,12 @@ def damaged(what: str, where: object, allowed: str | None = None) -> DataError:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A file that holds a mapping, such as settings; a :class:`DataError` if it holds none."""
-    try:
-        value = yaml.safe_load(_text(file))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise damaged(f"{file.name} is not YAML: {reason}", file) from error
-    if not isinstance(value, dict):
-        raise damaged(f"{file.name} does not hold a mapping", file)
-    return value
+    return _mapping(file, yaml.safe_load, "YAML", "a mapping")
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """A file that holds one JSON object; a :class:`DataError` if it holds something else."""
-    try:
-        value = json.loads(_text(file))
-    except ValueError as error:
-        raise damaged(f"{file.name} is not JSON: {error}", file) from error
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise damaged(f"{file.name} does not hold a JSON object but {kind}", file)
-    return value
+    return _mapping(file, json.loads, "JSON", "a JSON object")
 
 
 def read_record(file: Path, kind: type[T]) -> T:
@@ -74,25 +60,18 @@ def read_records(file: Path, kind: type[T]) -> tuple[list[T], str | None]:
     Raises:
         DataError: another line is not a JSON object, or a field is missing or of another type.
     """
-    found: list[T] = []
-    bad: int | None = None
     # Not splitlines: it also splits at separators that JSON leaves inside a string.
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        if bad is not None:
-            break  # it was not the last line
-        value = _object(line)
+    lines = enumerate(_text(file).split("\n"), 1)
+    values = [(number, _object(line)) for number, line in lines if line.strip()]
+    note = None
+    if len(values) > 1 and values[-1][1] is None:
+        note = f"The last line of {file.name} (line {values.pop()[0]}) is cut off and was left out."
+    found: list[T] = []
+    for number, value in values:
         if value is None:
-            bad = number
-        else:
-            found.append(_build(kind, value, f"{file}, line {number}"))
-    else:
-        if bad is None:
-            return found, None
-        if found:
-            return found, f"The last line of {file.name} (line {bad}) is cut off and was left out."
-    raise damaged(f"line {bad} of {file.name} is not a JSON object", file)
+            raise damaged(f"line {number} of {file.name} is not a JSON object", file)
+        found.append(_build(kind, value, f"{file}, line {number}"))
+    return found, note
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -130,6 +109,17 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(f"{file.name} cannot be read: {error}", file) from error
+
+
+def _mapping(file: Path, parse: Callable[[str], Any], language: str, name: str) -> dict[str, Any]:
+    try:
+        value = parse(_text(file))
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise damaged(f"{file.name} is not {language}: {reason}", file) from error
+    if not isinstance(value, dict):
+        raise damaged(f"{file.name} does not hold {name} but {type(value).__name__}", file)
+    return value
 
 
 def _object(line: str) -> dict[str, Any] | None:

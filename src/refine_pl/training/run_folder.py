@@ -163,6 +163,10 @@ class Scores:
         """By the released rule, which is the first one."""
         return next((r for r in self.results if (r.task, r.length) == (task, length)), None)
 
+    def average(self, name: str, tasks: int) -> Average | None:
+        """That of a number of tasks, if all of them were asked."""
+        return next((a for a in self.averages if (a.name, a.tasks) == (name, tasks)), None)
+
 
 @dataclass(slots=True)
 class SweepTest:

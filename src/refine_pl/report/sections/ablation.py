@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from statistics import fmean, stdev
 
 from refine_pl.figures.drawing import Picture
@@ -100,10 +99,14 @@ def _picture(run: Run, group: str, name: str, overlays: Sequence[Variant]) -> It
             [fmean(values) for _, values in points],
             [stdev(values) if len(values) > 1 else 0.0 for _, values in points],
         )
-        setting = group.replace("_", " ")
-        draw = partial(setting_figure, title=title(name), setting=setting, line=line)
-        file = f"ablation_{run.index}_{file_name(group)}_{file_name(name)}"
-        yield Picture(file, f"{title(name)} over {group}", draw)
+        yield Picture(
+            f"ablation_{run.index}_{file_name(group)}_{file_name(name)}",
+            f"{title(name)} over {group}",
+            setting_figure,
+            title=title(name),
+            setting=group.replace("_", " "),
+            line=line,
+        )
 
 
 def _of_the_paper(group: str) -> Iterator[Block]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import combinations
 
 from refine_pl.evaluation.bootstrap import PairedDifference, paired_difference
@@ -76,9 +75,9 @@ def compare(a: Run, b: Run) -> Iterator[Block]:
         for i, d in enumerate(found.values())
     ]
     x = f"{a.label} minus {b.label}, percentage points"
-    draw = partial(interval_figure, rows=list(found), intervals=points, x=x, zero=True)
     name, alt = f"difference_{a.index}_{b.index}", f"Differences, {a.label} minus {b.label}"
-    yield Gallery([Picture(name, alt, draw, wide=True)])
+    options = {"rows": list(found), "intervals": points, "x": x, "zero": True}
+    yield Gallery([Picture(name, alt, interval_figure, wide=True, **options)])
 
 
 def common_rows(a: Run, b: Run) -> tuple[list[Pair], list[str]]:

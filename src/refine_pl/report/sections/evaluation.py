@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from refine_pl.figures.drawing import Picture
 from refine_pl.figures.plots import Interval, interval_figure
@@ -58,7 +57,7 @@ def _scores(scored: Sequence[Run]) -> Iterator[Block]:
         [place_name(*place), *map(_with_interval, results)] for place, results in found.items()
     ]
     for name, tasks in dict.fromkeys((a.name, a.tasks) for r in scored for a in r.scores.averages):
-        averages = [_average(run, name, tasks) for run in scored]
+        averages = [run.scores.average(name, tasks) for run in scored]
         rows.append([f"average of {tasks} {name} tasks", *map(_with_interval, averages)])
     columns: Row = ["task, tokens", *(run.name for run in scored)]
     yield Table(columns, rows, separated=frozenset({len(places)}))
@@ -69,16 +68,10 @@ def _scores(scored: Sequence[Run]) -> Iterator[Block]:
         if result
     ]
     names = [place_name(*place) for place in places]
-    draw = partial(interval_figure, rows=names, intervals=points, x="score, percent", zero=False)
     alt = "Scores by task and length with their intervals"
-    yield Gallery([Picture("scores", alt, draw, wide=True)])
+    options = {"rows": names, "intervals": points, "x": "score, percent", "zero": False}
+    yield Gallery([Picture("scores", alt, interval_figure, wide=True, **options)])
     yield from _further_rules(scored)
-
-
-def _average(run: Run, name: str, tasks: int) -> Average | None:
-    """None where a run has fewer tasks than the row says."""
-    found = (a for a in run.scores.averages if (a.name, a.tasks) == (name, tasks))
-    return next(found, None)
 
 
 def _with_interval(result: Result | Average | None) -> Cell | str:
@@ -90,12 +83,7 @@ def _with_interval(result: Result | Average | None) -> Cell | str:
 
 def _further_rules(scored: Sequence[Run]) -> Iterator[Block]:
     rows: list[Row] = [
-        [
-            place_name(result.task, result.length),
-            result.rule,
-            run.name,
-            Cell(f"{result.mean:.1f}", f"{result.low:.1f} to {result.high:.1f}"),
-        ]
+        [place_name(result.task, result.length), result.rule, run.name, _with_interval(result)]
         for run in scored
         for result in run.scores.results
         if result is not run.scores.result(result.task, result.length)
@@ -152,7 +140,7 @@ def _no_numbers(table: paper.PaperTable, asked: Sequence[paper.Place]) -> Iterat
 def _own_scores(table: paper.PaperTable, run: Run) -> dict[paper.Place, float]:
     results = {place: run.scores.result(*place) for place in table.places}
     found = {place: result.mean for place, result in results.items() if result}
-    average = _average(run, table.name, len(table.places) - 1)
+    average = run.scores.average(table.name, len(table.places) - 1)
     return found | ({(paper.AVERAGE, None): average.mean} if average else {})
 
 

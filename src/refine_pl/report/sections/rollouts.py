@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from math import nan
 from typing import TypeVar
 
@@ -58,8 +57,11 @@ def _maps(run: Run) -> Iterator[Block]:
             Picture(
                 f"entropy_{run.index}_{found.iteration}",
                 f"Entropy along {found.document} in iteration {found.iteration}",
-                partial(entropy_figure, data=found, dpi=150, run=run.index),
+                entropy_figure,
                 wide=True,
+                data=found,
+                dpi=150,
+                run=run.index,
             )
             for found in spaced([first[iteration] for iteration in sorted(first)], _MAPS)
         ]
@@ -112,10 +114,16 @@ def _histograms(run: Run, iterations: Sequence[int]) -> Iterator[Picture]:
     parts = list(dict.fromkeys(n for p in run.positions for r in p.rollouts for n in r.parts))
     for part in parts if len(parts) == 1 else ["", *parts]:  # one reward alone is the sum
         title = f"{part}, before its weight" if part else "weighted sum"
-        first, last = drawn(early, part), drawn(late, part)
-        draw = partial(histogram_figure, title=title, early=first, late=last, run=run.index)
         file = f"rewards_{run.index}" + (f"_{file_name(part)}" if part else "")
-        yield Picture(file, f"Distribution of the rewards: {title}", draw)
+        yield Picture(
+            file,
+            f"Distribution of the rewards: {title}",
+            histogram_figure,
+            title=title,
+            early=drawn(early, part),
+            late=drawn(late, part),
+            run=run.index,
+        )
 
 
 def _sample(row: Position) -> Table:

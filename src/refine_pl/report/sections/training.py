@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from refine_pl.figures.drawing import Picture
 from refine_pl.figures.plots import Series, curve_figure
@@ -109,7 +108,9 @@ def _curve(name: str, some: Sequence[Run]) -> Picture:
             other = run.scalars.curves.get(name.removesuffix("mean") + "std", ([], []))
             spread = other[1] if other[0] == steps else None
         series.append(Series(run.index, run.label, steps, values, spread))
-    draw = partial(
+    return Picture(
+        "curve_" + file_name(name),
+        f"{name}: {metric.title}" if metric else name,
         curve_figure,
         title=name,
         unit=metric.unit if metric else "",
@@ -118,5 +119,3 @@ def _curve(name: str, some: Sequence[Run]) -> Picture:
         points=name.startswith("val/"),
         exact=metric is not None and metric.exact,
     )
-    title = f"{name}: {metric.title}" if metric else name
-    return Picture("curve_" + file_name(name), title, draw)
