@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,36 +65,21 @@ _COLOURS = 128  # of a file
 LINES = ("-", "--", ":", "-.")
 
 
+@dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure that can be drawn for either page.
+    """A figure that can be drawn for either page."""
 
-    Args:
-        name: of its file, without the ending.
-        alt: what it shows, for those who do not see it.
-        figure: draws it with the colours of a theme.
-        wide: whether it takes the width of the page.
-        options: of the figure.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        alt: str,
-        figure: Callable[..., Axes],
-        *,
-        wide: bool = False,
-        **options: Any,
-    ) -> None:
-        self.name = name
-        self.alt = alt
-        self.wide = wide
-        self._figure, self._options = figure, options
+    name: str  # of its file, without the ending
+    alt: str  # what it shows, for those who do not see it
+    figure: Callable[..., Axes]  # draws it with the colours of a theme
+    options: Mapping[str, Any]  # of the figure
+    wide: bool = False
 
     def png(self, theme: Theme) -> bytes:
         """The picture as a PNG file."""
         from PIL import Image
 
-        image = Image.fromarray(pixels(self._figure, theme, **self._options)[..., :3])
+        image = Image.fromarray(pixels(self.figure, theme, **self.options)[..., :3])
         buffer = io.BytesIO()
         # Lines and text need few colours; the file is a third as large.
         few = image.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from refine_pl.figures.drawing import DARK, LIGHT, Picture, Theme
@@ -33,16 +32,18 @@ def render_html(page: Page, figures: Path) -> tuple[str, list[Path]]:
         return Markup("data:image/png;base64,") + base64.b64encode(content).decode("ascii")
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["cell"] = lambda cell: Cell(cell) if isinstance(cell, str) else cell
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["breakable"] = breakable
     environment.filters["url"] = url
-    folder = files("refine_pl.report")
-    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
-    style = Markup((folder / "page.css").read_text(encoding="utf-8"))
-    return template.render(page=page, style=style, light=LIGHT, dark=DARK), written
+    template = environment.get_template("page.html.j2")
+    return template.render(page=page, light=LIGHT, dark=DARK), written
 
 
 def breakable(text: str) -> Markup:

@@ -7,7 +7,7 @@ that this project calls released ones. They are kept in ``paper.yaml``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -47,7 +47,7 @@ def _table(
     return PaperTable(name, about, places, found)
 
 
-_content = yaml.safe_load((files("refine_pl.report") / "paper.yaml").read_text(encoding="utf-8"))
+_content = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 TABLES = NIAH, QA, LONG_BENCH = tuple(_table(**table) for table in _content["tables"])
 AVERAGE, *LONGBENCH = (task for task, _ in LONG_BENCH.places)  # the average stands for a task
 ABLATIONS: dict[str, dict[str, tuple[float, ...]]] = {

@@ -79,8 +79,12 @@ class Run:
         return Cell(self.label, run=self.index)
 
 
-def of_each(runs: Sequence[Run], blocks: Callable[[Run], Iterable[Block]]) -> Iterator[Block]:
+def of_each(
+    runs: Sequence[Run], blocks: Callable[[Run], Iterable[Block]], intro: str = ""
+) -> Iterator[Block]:
     """Blocks of each run, below its name where there are several."""
+    if runs and intro:
+        yield intro
     for run in runs:
         if len(runs) > 1:
             yield Heading(run.label, run.index)

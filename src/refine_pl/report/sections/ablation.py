@@ -99,14 +99,9 @@ def _picture(run: Run, group: str, name: str, overlays: Sequence[Variant]) -> It
             [fmean(values) for _, values in points],
             [stdev(values) if len(values) > 1 else 0.0 for _, values in points],
         )
-        yield Picture(
-            f"ablation_{run.index}_{file_name(group)}_{file_name(name)}",
-            f"{title(name)} over {group}",
-            setting_figure,
-            title=title(name),
-            setting=group.replace("_", " "),
-            line=line,
-        )
+        file = f"ablation_{run.index}_{file_name(group)}_{file_name(name)}"
+        options = {"title": title(name), "setting": group.replace("_", " "), "line": line}
+        yield Picture(file, f"{title(name)} over {group}", setting_figure, options)
 
 
 def _of_the_paper(group: str) -> Iterator[Block]:

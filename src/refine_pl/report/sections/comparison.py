@@ -77,7 +77,7 @@ def compare(a: Run, b: Run) -> Iterator[Block]:
     x = f"{a.label} minus {b.label}, percentage points"
     name, alt = f"difference_{a.index}_{b.index}", f"Differences, {a.label} minus {b.label}"
     options = {"rows": list(found), "intervals": points, "x": x, "zero": True}
-    yield Gallery([Picture(name, alt, interval_figure, wide=True, **options)])
+    yield Gallery([Picture(name, alt, interval_figure, options, wide=True)])
 
 
 def common_rows(a: Run, b: Run) -> tuple[list[Pair], list[str]]:

@@ -70,7 +70,7 @@ def _scores(scored: Sequence[Run]) -> Iterator[Block]:
     names = [place_name(*place) for place in places]
     alt = "Scores by task and length with their intervals"
     options = {"rows": names, "intervals": points, "x": "score, percent", "zero": False}
-    yield Gallery([Picture("scores", alt, interval_figure, wide=True, **options)])
+    yield Gallery([Picture("scores", alt, interval_figure, options, wide=True)])
     yield from _further_rules(scored)
 
 

@@ -22,13 +22,11 @@ T = TypeVar("T")
 
 def reward_distributions(runs: Sequence[Run]) -> Iterator[Block]:
     """How the rewards of the recorded rollouts are spread, early and late."""
-    some = [run for run in runs if run.positions]
-    if some:
-        yield (
-            "All rollouts in rollouts.jsonl: a sample of those that the run was trained on. The "
-            "first third of the recorded iterations against the last."
-        )
-    yield from of_each(some, _distribution)
+    intro = (
+        "All rollouts in rollouts.jsonl: a sample of those that the run was trained on. The first "
+        "third of the recorded iterations against the last."
+    )
+    yield from of_each([run for run in runs if run.positions], _distribution, intro)
 
 
 def _distribution(run: Run) -> Iterator[Block]:
@@ -40,14 +38,11 @@ def _distribution(run: Run) -> Iterator[Block]:
 
 def entropy_maps(runs: Sequence[Run]) -> Iterator[Block]:
     """Some maps of each run: the first, the last, and some between."""
-    some = [run for run in runs if run.entropy]
-    if some:
-        yield (
-            "Entropy of the next token along a document, as the selector saw it. Triangles: the "
-            "tokens whose smoothed entropy was scored where rollouts started. Dotted: borders of "
-            "segments."
-        )
-    yield from of_each(some, _maps)
+    intro = (
+        "Entropy of the next token along a document, as the selector saw it. Triangles: the tokens "
+        "whose smoothed entropy was scored where rollouts started. Dotted: borders of segments."
+    )
+    yield from of_each([run for run in runs if run.entropy], _maps, intro)
 
 
 def _maps(run: Run) -> Iterator[Block]:
@@ -58,10 +53,8 @@ def _maps(run: Run) -> Iterator[Block]:
                 f"entropy_{run.index}_{found.iteration}",
                 f"Entropy along {found.document} in iteration {found.iteration}",
                 entropy_figure,
+                {"data": found, "dpi": 150, "run": run.index},
                 wide=True,
-                data=found,
-                dpi=150,
-                run=run.index,
             )
             for found in spaced([first[iteration] for iteration in sorted(first)], _MAPS)
         ]
@@ -115,15 +108,9 @@ def _histograms(run: Run, iterations: Sequence[int]) -> Iterator[Picture]:
     for part in parts if len(parts) == 1 else ["", *parts]:  # one reward alone is the sum
         title = f"{part}, before its weight" if part else "weighted sum"
         file = f"rewards_{run.index}" + (f"_{file_name(part)}" if part else "")
-        yield Picture(
-            file,
-            f"Distribution of the rewards: {title}",
-            histogram_figure,
-            title=title,
-            early=drawn(early, part),
-            late=drawn(late, part),
-            run=run.index,
-        )
+        options = {"title": title, "early": drawn(early, part), "late": drawn(late, part)}
+        alt = f"Distribution of the rewards: {title}"
+        yield Picture(file, alt, histogram_figure, options | {"run": run.index})
 
 
 def _sample(row: Position) -> Table:

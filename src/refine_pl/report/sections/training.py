@@ -108,14 +108,13 @@ def _curve(name: str, some: Sequence[Run]) -> Picture:
             other = run.scalars.curves.get(name.removesuffix("mean") + "std", ([], []))
             spread = other[1] if other[0] == steps else None
         series.append(Series(run.index, run.label, steps, values, spread))
-    return Picture(
-        "curve_" + file_name(name),
-        f"{name}: {metric.title}" if metric else name,
-        curve_figure,
-        title=name,
-        unit=metric.unit if metric else "",
-        series=series,
-        marks=sorted({mark for run in having for mark in stage_borders(run.scalars)}),
-        points=name.startswith("val/"),
-        exact=metric is not None and metric.exact,
-    )
+    options = {
+        "title": name,
+        "unit": metric.unit if metric else "",
+        "series": series,
+        "marks": sorted({mark for run in having for mark in stage_borders(run.scalars)}),
+        "points": name.startswith("val/"),
+        "exact": metric is not None and metric.exact,
+    }
+    alt = f"{name}: {metric.title}" if metric else name
+    return Picture("curve_" + file_name(name), alt, curve_figure, options)
