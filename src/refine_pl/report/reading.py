@@ -123,14 +123,13 @@ def labels(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that differ; ``version_N`` never stands alone."""
     found = []
     for folder in folders:
-        parts = [part for part in folder.parts if part != os.sep]
-        others = [other.parts for other in folders if other != folder]
+        number = len(folder.parts)
         least = 2 if folder.name.startswith("version_") else 1
-        for length in range(min(least, len(parts)), len(parts) + 1):
+        for length in range(min(least, number), number + 1):
             tail = folder.parts[-length:]
-            if all(other[-length:] != tail for other in others):
+            if [other.parts[-length:] for other in folders].count(tail) == 1:
                 break
-        found.append("/".join(parts[-length:]))
+        found.append("/".join(part for part in tail if part != os.sep))
     return found
 
 
