@@ -31,7 +31,7 @@ endif
 	@touch $(STAMP)
 
 demo: $(STAMP) ## train a small DeltaNet on real text: next-token warm-up, then ReFINE
-	@$(BIN)/refine-pl fit --config configs/tiny_mid.yaml
+	@$(BIN)/refine-pl fit --config tiny_mid
 
 test: $(STAMP) ## the whole test suite
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
@@ -42,7 +42,7 @@ check: $(STAMP) ## lint, format and types
 	@$(BIN)/mypy
 
 bench: $(STAMP) ## what an update costs on this machine
-	@$(BIN)/refine-pl bench --config configs/dn4m_mid.yaml
+	@$(BIN)/refine-pl bench --config dn4m_mid
 
 docs: $(STAMP) ## build the documentation into site/
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
