@@ -160,7 +160,7 @@ def check_batch_size(
         raise ConfigError(
             f"mini-batches of {minibatch_size} sequences cannot be shared by {processes} processes",
             where="model.minibatch_size",
-            allowed=f"a multiple of {processes}: it counts over all processes",
+            allowed=f"a multiple of {processes}: it is the total over all processes",
         )
     local = minibatch_size // processes
     if local % microbatch_size:

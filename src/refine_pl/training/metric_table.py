@@ -179,7 +179,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="falls slowly with the loss",
             otherwise="falls fast towards 0: lower `policy_weight`, or set a `kl_weight`",
         ),
-        Metric("policy/<name>", "a number of the policy loss", "any other number that it returns"),
+        Metric("policy/<name>", "a number of the policy loss", "any other number of that loss"),
     ),
     "Answers": (
         Metric(
@@ -243,7 +243,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="0",
             if_changing=True,
         ),
-        Metric("answer/<name>", "a number of the policy loss", "any other number that it returns"),
+        Metric("answer/<name>", "a number of the policy loss", "any other number of that loss"),
     ),
     "Optimizer": (
         Metric(

@@ -281,7 +281,7 @@ class RefineModule(MeasuredModule):
             self.print(self.describe(self.own_settings, data.batch_size))
 
     def describe(self, settings: Settings, batch_size: int, batch: Any = None) -> str:
-        """What a batch of so many rows, over all processes, is made into; for people."""
+        """What is made of ``batch_size`` rows, over all processes; for people."""
         positions = settings.plan.num_segments
         length = self._data.sequence_length()
         if length is not None:

@@ -18,7 +18,7 @@ from refine_pl.training.updater import Sizes, Updater
 
 
 class Phase(Callback):
-    """Mid-training: one batch of raw text is one ReFINE update (method, section 3).
+    """Mid-training: one batch of raw text is one ReFINE update (paper, section 3).
 
     A run without a phase is in this one. The other phases are its subclasses. A trainer has one
     phase at most.
@@ -51,7 +51,7 @@ class Phase(Callback):
         return settings.weights.needs_rollouts
 
     def updates(self, sizes: Sizes, batch_size: int) -> int | None:
-        """Optimizer steps of a batch of so many rows, over all processes; None: they differ."""
+        """Optimizer steps of ``batch_size`` rows, over all processes; None: batches differ."""
         return sizes.updates(batch_size)
 
     def describe(
@@ -70,7 +70,7 @@ class Phase(Callback):
 
 
 class PostTraining(Phase):
-    """Post-training on prompts with answers (method, section 3).
+    """Post-training on prompts with answers (paper, section 3).
 
     For each batch first the ReFINE update on the prompts alone, with its own mini-batches and
     optimizer steps, then one step on the answers: same weights, same optimizer, and the inner
@@ -78,8 +78,8 @@ class PostTraining(Phase):
     mid-training.
 
     Args:
-        mode: ``nested_refine`` as said; ``nested_sft`` with next-token training on the prompts
-            instead of ReFINE; ``sft`` without an inner update.
+        mode: ``nested_refine`` does both; ``nested_sft`` has next-token training on the prompts
+            instead of ReFINE; ``sft`` has no inner update.
         objective: what the step on the answers minimises.
     """
 
@@ -121,7 +121,7 @@ class PostTraining(Phase):
         super().iterate(updater, batch, settings)
 
     def draws(self, settings: Settings) -> bool:
-        """Only nested ReFINE does, and mid-training beside it."""
+        """Nested ReFINE does, and so does mid-training in stages of text."""
         nested = self.mode == "nested_refine" or self._reads_text
         return nested and settings.weights.needs_rollouts
 

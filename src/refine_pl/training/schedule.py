@@ -112,7 +112,7 @@ class Stage:
                 raise ConfigError(
                     f"{name} is to run from {values[0]:g} to {values[1]:g}",
                     where=where,
-                    allowed="finite numbers from 0 on",
+                    allowed="finite numbers of 0 or more",
                 )
         if "lr" in self.given() and module.make_lr_scheduler is not None:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Sharded training (FSDP2): every process keeps a part of each weight, gradient and moment.
 
-Weights are put together for a module's forward and backward pass, and taken apart behind it. All
+Weights are put together for a module's forward and backward pass, and taken apart after it. All
 processes must do so together. Where they run different numbers of passes (validation, answers of
 different lengths), or many short ones (rollouts), the whole policy is put together around them.
 """

@@ -30,9 +30,9 @@ class TestTimeTraining(Phase):
 
     Args:
         mode: ``refine``, or ``sft``: next-token training on the prompts instead.
-        reset: ``batch`` puts weights and optimizer back after each batch, bit for bit, so that no
-            row sees another one's prompt but those of its batch. ``never`` is the published
-            behaviour: both go on through the test set, in file order.
+        reset: ``batch`` puts weights and optimizer back after each batch, bit for bit, so that a
+            row's answer depends on no prompts but those of its batch. ``never`` is the published
+            behaviour: both carry on through the test set, in file order.
     """
 
     name = "test_time_training"

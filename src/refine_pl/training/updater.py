@@ -64,7 +64,7 @@ class Sizes:
     rollouts_per: Literal["batch", "minibatch"] = "batch"  # what is drawn before the first step
 
     def updates(self, batch_size: int) -> int:
-        """Optimizer steps that ReFINE makes of a batch of so many rows, over all processes."""
+        """Optimizer steps that ReFINE takes for ``batch_size`` rows, over all processes."""
         return 1 if self.minibatch is None else batch_size // self.minibatch
 
 
