@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
+from refine_pl.losses import LossSum
 from refine_pl.callbacks import RandomState
 from runs import Curve, RowsData, StopAfter, backbone, every_batch, module, trainer
 
@@ -44,8 +45,9 @@ loss = model.refine_step.loss
 def broken(policy, experience, *args):
     # One row, so on one process, in the second iteration.
     batch = getattr(experience, "batch", experience)
-    value, sums = loss(policy, experience, *args)
-    return value * (float("nan") if model.iteration == 1 and 1 in batch.rows else 1), sums
+    made = loss(policy, experience, *args)
+    factor = float("nan") if model.iteration == 1 and 1 in batch.rows else 1
+    return LossSum(made.total * factor, made.sums)
 
 
 model.refine_step.loss = broken

@@ -27,5 +27,6 @@ def main(argv: Sequence[str]) -> int:
     html, markdown, *figures = write_report(args.runs, args.out)
     sys.stdout.write(f"{html}\n{markdown}\n")
     if figures:
-        sys.stdout.write(f"{figures[0].parent}: {len(figures)} figures\n")
+        count = f"{len(figures)} figure{'s' if len(figures) > 1 else ''}"
+        sys.stdout.write(f"{figures[0].parent}: {count}\n")
     return 0

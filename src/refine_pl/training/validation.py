@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
-from refine_pl.evaluation.metrics import AnswerScore
 from refine_pl.losses import ntp_targets
 from refine_pl.objectives.supervised import answer_statistics
 from refine_pl.randomness import RowRandom
@@ -45,6 +44,8 @@ class Validation:
         seed: int,
         microbatch_size: int,
     ) -> None:
+        from refine_pl.evaluation.metrics import AnswerScore  # brings torchmetrics, which is slow
+
         self.policy, self.step, self.plan = policy, step, plan
         self.seed, self.microbatch_size = seed, microbatch_size
         self.tally, self.score = Tally(VALIDATION_SUMS), AnswerScore()
