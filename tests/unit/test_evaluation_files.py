@@ -1,6 +1,7 @@
 """The parts of an evaluation's run folder: lines, card, numbers, progress."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lightning.pytorch.strategies import (
 from rich.console import Console
 from tiny import delta_net
 
-from refine_pl.callbacks.answering_progress import AnsweringProgress
+from refine_pl.callbacks import ProgressBar
 from refine_pl.callbacks.evaluation import refuse_sharding
 from refine_pl.callbacks.evaluation_card import differences, weights_hash
 from refine_pl.callbacks.evaluation_folder import (
@@ -185,29 +186,38 @@ def test_sharded_models_are_refused():
         refuse_sharding(ModelParallelStrategy(), 2)
 
 
-def test_progress_lines(monkeypatch):
+def answers(rows, tokens):
+    return [SimpleNamespace(num_tokens=tokens // rows)] * rows
+
+
+def test_progress_lines(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    said = []
-    progress = AnsweringProgress(Console(file=io.StringIO()), 10, 2, 10.0, said.append)
+    progress = ProgressBar(line_every_s=10.0)
+    data = SimpleNamespace(task_rows=range(12), skip=range(2))
+    trainer = SimpleNamespace(datamodule=data, world_size=2)
+    progress.on_test_start(trainer, None)
     for seconds in (4, 4, 4, 4):
         now[0] += seconds
-        progress.advance(1, 30)
-    assert said == ["answered 6/10  tokens/s 15  0:08 left"]
+        progress.on_test_batch_end(trainer, None, answers(1, 30))
+    assert capsys.readouterr().out == "answered 6/10  tokens/s 15  0:08 left\n"
     now[0] += 4
-    progress.advance(3, 30)  # the other process had fewer
-    assert said[1:] == ["answered 10/10  tokens/s 15"]
-    progress.stop()
+    progress.on_test_batch_end(trainer, None, answers(3, 30))  # the other process had fewer
+    assert capsys.readouterr().out == "answered 10/10  tokens/s 15\n"
+    progress.on_test_end(trainer, None)
 
 
-def test_progress_bar():
-    shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=100)
-    progress = AnsweringProgress(console, 4, 1, 10.0, lambda text: None)
-    progress.advance(4, 100)
-    progress.stop()
-    assert "4/4" in shown.getvalue()
-    assert "tokens/s" in shown.getvalue()
+def test_progress_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    progress = ProgressBar()
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(task_rows=range(4)), world_size=1)
+    for start in (progress.on_test_start, progress.on_predict_start):
+        start(trainer, None)
+        progress.on_predict_batch_end(trainer, None, answers(4, 100))
+        progress.on_predict_end(trainer, None)
+        shown = capsys.readouterr().out
+        assert "4/4" in shown
+        assert "tokens/s" in shown
 
 
 def test_a_line_without_a_score_is_named():

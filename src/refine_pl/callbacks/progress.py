@@ -19,13 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from refine_pl.callbacks.answering_progress import AnsweringProgress
 from refine_pl.task_records import TaskBatch
 from refine_pl.training.metrics import Metric, metrics
 from refine_pl.training.module import RefineModule
 from refine_pl.training.schedule import find_schedule
-
-LABEL_WIDTH = 12  # so that the bars stay in place when the stage changes
 
 
 class ProgressBar(lightning_callbacks.ProgressBar):
@@ -41,12 +38,11 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         self._enabled = True
         self._console = Console(highlight=False)
         self._bar: Progress | None = None
-        self._train_task: TaskID | None = None
+        self._task: TaskID | None = None  # iterations of training, or rows of test and predict
         self._validation_task: TaskID | None = None
-        self._answering: AnsweringProgress | None = None
         self._total: int | None = None
+        self._first = self._rows = self._tokens = 0
         self._line_at = self._started_at = 0.0
-        self._first_iteration = 0
 
     @property
     def is_enabled(self) -> bool:
@@ -63,77 +59,41 @@ class ProgressBar(lightning_callbacks.ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print a message without breaking the bar."""
-        bar = self._answering.bar if self._answering else self._bar
-        console = bar.console if bar else self._console
-        console.print(*(str(arg) for arg in args), markup=False, soft_wrap=True)
+        self._console.print(*(str(arg) for arg in args), markup=False, soft_wrap=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar, or the clock of the lines."""
         assert isinstance(pl_module, RefineModule)
-        self._total = total_iterations(trainer, pl_module)
-        self._first_iteration = pl_module.iteration
-        self._started_at = self._line_at = time.monotonic()
-        if self._enabled and self._console.is_terminal:
-            self._start_bar()
-            self._train_task = self._add_task("training", self._total, pl_module.iteration)
+        self._begin("training", total_iterations(trainer, pl_module), pl_module.iteration)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Show the state after an iteration."""
         assert isinstance(pl_module, RefineModule)
-        if not self._enabled:
-            return
-        metrics = shown_metrics(trainer, pl_module, isinstance(batch, TaskBatch))
-        if self._bar is not None and self._train_task is not None:
-            self._bar.update(
-                self._train_task,
-                description=f"{stage_name(trainer, pl_module):<{LABEL_WIDTH}}",
-                completed=pl_module.iteration,
-                metrics="  ".join(metrics),
-            )
-            return
-        now = time.monotonic()
-        if now - self._line_at >= self.line_every_s or pl_module.iteration == self._total:
-            self._line_at = now
-            total = "" if self._total is None else f"/{self._total}"
-            parts = [f"{stage_name(trainer, pl_module)} {pl_module.iteration}{total}", *metrics]
-            self.print("  ".join([*parts, *self._time_left(pl_module.iteration, now)]))
+        if self._enabled:
+            shown = shown_metrics(trainer, pl_module, isinstance(batch, TaskBatch))
+            self._show(stage_name(trainer, pl_module), pl_module.iteration, shown)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar as it is."""
-        self._stop_bar()
+        self._stop()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the terminal back before the error is shown."""
-        self._stop_bar()
-        self._stop_answering()
+        self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show a second bar."""
-        if not self._enabled or trainer.sanity_checking or not self._console.is_terminal:
-            return
-        if self._bar is None:
-            self._start_bar()
-        total = sum(trainer.num_val_batches)
-        known = None if total == float("inf") else int(total)
-        self._validation_task = self._add_task("validation", known)
+        if not trainer.sanity_checking:
+            total = sum(trainer.num_val_batches)
+            known = None if total == float("inf") else int(total)
+            self._validation_task = self._add_task("validation", known)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any
     ) -> None:
         """Move the second bar."""
         if self._bar is not None and self._validation_task is not None:
@@ -144,78 +104,77 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         if self._bar is not None and self._validation_task is not None:
             self._bar.remove_task(self._validation_task)
             self._validation_task = None
-            if self._train_task is None:
-                self._stop_bar()
+            if self._task is None:
+                self._stop()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show how many rows are answered."""
+        """Start to count rows; those that were answered before are not among them."""
         data = getattr(trainer, "datamodule", None)
         rows = getattr(data, "task_rows", None)
-        if self._enabled and rows is not None:
-            self._answering = AnsweringProgress(
-                self._console,
-                len(rows) - len(getattr(data, "skip", ())),
-                trainer.world_size,
-                self.line_every_s,
-                self.print,
-            )
+        self._rows = self._tokens = 0
+        total = None if rows is None else len(rows) - len(getattr(data, "skip", ()))
+        self._begin("answered", total)
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Move the bar."""
-        if self._answering is not None:
-            self._answering.advance(len(outputs), sum(answer.num_tokens for answer in outputs))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it is."""
-        self._stop_answering()
+        """Show how many rows are answered, as if all processes were as fast as this one."""
+        rows = self._rows + len(outputs) * trainer.world_size
+        self._rows = rows if self._total is None else min(rows, self._total)
+        self._tokens += sum(answer.num_tokens for answer in outputs) * trainer.world_size
+        seconds = max(time.monotonic() - self._started_at, 1e-9)
+        if self._enabled:
+            self._show("answered", self._rows, [f"tokens/s {self._tokens / seconds:,.0f}"])
 
     # Rows are answered in ``predict`` as they are in ``test``.
     on_predict_start = on_test_start
     on_predict_batch_end = on_test_batch_end
-    on_predict_end = on_test_end
+    on_test_end = on_predict_end = on_train_end
 
-    def _stop_answering(self) -> None:
-        if self._answering is not None:
-            self._answering.stop()
-        self._answering = None
+    def _begin(self, label: str, total: int | None, done: int = 0) -> None:
+        self._total, self._first = total, done
+        self._started_at = self._line_at = time.monotonic()
+        self._task = self._add_task(label, total, done)
 
-    def _start_bar(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=self._console,
-        )
-        self._bar.start()
+    def _add_task(self, label: str, total: int | None, done: int = 0) -> TaskID | None:
+        """A bar, if bars are shown."""
+        if not self._enabled or not self._console.is_terminal:
+            return None
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description:<12}"),  # bars stay in place when the stage changes
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[words]}"),
+                console=self._console,
+            )
+            self._bar.start()
+        return self._bar.add_task(label, total=total, completed=done, words="")
 
-    def _add_task(self, label: str, total: int | None, completed: int = 0) -> TaskID:
-        assert self._bar is not None
-        label = f"{label:<{LABEL_WIDTH}}"
-        return self._bar.add_task(label, total=total, completed=completed, metrics="")
+    def _show(self, label: str, done: int, words: list[str]) -> None:
+        now = time.monotonic()
+        if self._bar is not None and self._task is not None:
+            joined = "  ".join(words)
+            self._bar.update(self._task, description=label, completed=done, words=joined)
+        elif now - self._line_at >= self.line_every_s or done == self._total:
+            self._line_at = now
+            total = "" if self._total is None else f"/{self._total}"
+            self.print("  ".join([f"{label} {done}{total}", *words, *self._time_left(done, now)]))
 
-    def _stop_bar(self) -> None:
+    def _time_left(self, done: int, now: float) -> list[str]:
+        made = done - self._first
+        if self._total is None or made == 0 or done >= self._total:
+            return []
+        seconds = int((now - self._started_at) / made * (self._total - done))
+        return [f"{seconds // 60}:{seconds % 60:02d} left"]
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._bar = self._train_task = self._validation_task = None
-
-    def _time_left(self, iteration: int, now: float) -> list[str]:
-        done = iteration - self._first_iteration
-        if self._total is None or done == 0 or iteration >= self._total:
-            return []
-        seconds = (now - self._started_at) / done * (self._total - iteration)
-        return [f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"]
+        self._bar = self._task = self._validation_task = None
 
 
 def shown_metrics(trainer: Trainer, module: RefineModule, answers: bool) -> list[str]:

@@ -46,14 +46,7 @@ class Throughput(Callback):
         """Go on as if no time had passed."""
         self._mark += time.perf_counter() - self._paused_at
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the speed of the last iterations and the peak so far."""
         assert isinstance(pl_module, RefineModule)
         now, tokens = time.perf_counter(), pl_module.tokens_seen

@@ -25,35 +25,19 @@ class TokenBudget(Callback):
     def __init__(self, max_tokens_seen: PositiveInt) -> None:
         self.max_tokens_seen = max_tokens_seen
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the model.
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop when it is spent: before the first batch if a resumed run has spent it.
 
         Raises:
-            ConfigError: it is no RefineModule.
+            ConfigError: the model is not a RefineModule.
         """
         if not isinstance(pl_module, RefineModule):
             raise ConfigError(f"TokenBudget needs a RefineModule, not {type(pl_module).__name__}")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do nothing if a resumed run has spent it."""
-        self._stop_when_spent(trainer, pl_module)
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Stop when it is spent."""
-        self._stop_when_spent(trainer, pl_module)
-
-    def _stop_when_spent(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, RefineModule)
         if pl_module.tokens_seen >= self.max_tokens_seen and not trainer.should_stop:
             trainer.should_stop = True
             pl_module.print(
                 f"token budget spent: {pl_module.tokens_seen:,} of {self.max_tokens_seen:,} "
                 f"sequence tokens, {pl_module.iteration:,} iterations"
             )
+
+    on_train_batch_end = on_train_start
