@@ -5,8 +5,7 @@ import torch
 from tiny import batch, delta_net, lact
 
 from refine_pl.backbones import GatedDeltaNet
-from refine_pl.evaluation.decoding import greedy, narrowed, sampling
-from refine_pl.evaluation.generation import continue_prompts
+from refine_pl.evaluation.generation import continue_prompts, greedy, narrowed, sampling
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 

@@ -9,7 +9,7 @@ from tiny import delta_net, lact
 from refine_pl.data import Bytes
 from refine_pl.errors import ConfigError
 from refine_pl.evaluation import TASK_RULES, Answering, scores
-from refine_pl.evaluation.stops import stop_at, stop_of
+from refine_pl.evaluation.answering import stop_at, stop_of
 from refine_pl.randomness import RowRandom, stream_seed
 from refine_pl.records import Batch
 from refine_pl.task_records import TaskBatch, TaskRow

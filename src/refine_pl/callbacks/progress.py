@@ -116,7 +116,7 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         self._begin("answered", total)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Show how many rows are answered, as if all processes were as fast as this one."""
         rows = self._rows + len(outputs) * trainer.world_size

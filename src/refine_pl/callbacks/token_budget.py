@@ -25,7 +25,7 @@ class TokenBudget(Callback):
     def __init__(self, max_tokens_seen: PositiveInt) -> None:
         self.max_tokens_seen = max_tokens_seen
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop when it is spent: before the first batch if a resumed run has spent it.
 
         Raises:
@@ -40,4 +40,6 @@ class TokenBudget(Callback):
                 f"sequence tokens, {pl_module.iteration:,} iterations"
             )
 
-    on_train_batch_end = on_train_start
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """The same after each batch."""
+        self.on_train_start(trainer, pl_module)

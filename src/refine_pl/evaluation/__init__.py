@@ -67,15 +67,11 @@ __all__ = [
     "scores",
 ]
 
-_METRICS = (
-    *("AnswerScore", "MeanScore", "TaskScore", "TaskScores", "NeedleRecall", "RulerQA"),
-    *("RulerQAOfficial", "QAF1", "RougeL", "Classification", "CodeSimilarity"),
-)
 _BOOTSTRAP = ("Interval", "PairedDifference", "mean_interval", "paired_difference")
 _HOMES = {
-    "Answering": "answering",
+    **dict.fromkeys(set(__all__) - set(globals()), "metrics"),
     **dict.fromkeys(_BOOTSTRAP, "bootstrap"),
-    **dict.fromkeys(_METRICS, "metrics"),
+    "Answering": "answering",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,12 +10,15 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import ConfigError
-from refine_pl.evaluation.decoding import greedy, sampling
-from refine_pl.evaluation.generation import Choose, continue_prompts
-from refine_pl.evaluation.stops import stop_at, stop_of
+from refine_pl.evaluation.generation import Choose, continue_prompts, greedy, sampling
+from refine_pl.evaluation.rules import CUTS
+from refine_pl.evaluation.tasks import TASK_RULES, rules_of
 from refine_pl.randomness import RowRandom
 from refine_pl.task_records import Answer, TaskBatch
 from refine_pl.tokenizers import Tokenizer
+
+End = Callable[[str], int | None]
+"""Where the part of a text that counts ends, whatever follows; None: not yet."""
 
 
 class Answering:
@@ -84,14 +87,9 @@ class Answering:
 
     def describe(self) -> dict[str, Any]:
         """All that decides which tokens are answered, as plain values."""
-        sample = {
-            "temperature": float(self.temperature or 1.0),
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-        }
         return {
             "decoding": self.decoding,
-            **(sample if self.decoding == "sample" else {}),
+            **(self._narrowing() if self.decoding == "sample" else {}),
             "budget": self.budget,
             "stop": list(self.stop),
             "task_stops": self.task_stops,
@@ -133,28 +131,60 @@ class Answering:
             is_stopped=lambda row, tokens: end(row, tokens) is not None,
             prompts_at_once=self.prompts_at_once,
         )
-        answers = []
-        for i, row in enumerate(rows):
-            tokens = made.row(i)
-            spoken = tokens[:-1] if made.finish[i] == "eos" else tokens
-            answers.append(
-                Answer(
-                    row=row,
-                    text=tokenizer.decode(spoken)[: end(i, spoken)],
-                    num_tokens=len(tokens),
-                    prompt_tokens=int(batch.prompts.num_tokens[i]),
-                    cut_tokens=batch.cut_tokens[i],
-                    finish=made.finish[i],
-                )
+        spoken = [made.spoken(i) for i in range(len(rows))]
+        return [
+            Answer(
+                row,
+                tokenizer.decode(spoken[i])[: end(i, spoken[i])],
+                num_tokens=int(made.num_tokens[i]),
+                prompt_tokens=int(batch.prompts.num_tokens[i]),
+                cut_tokens=batch.cut_tokens[i],
+                finish=made.finish[i],
             )
-        return answers
+            for i, row in enumerate(rows)
+        ]
 
     def _choose(self, generator: RowRandom | None, length: int) -> Choose:
         if self.decoding == "greedy":
             return greedy
         if generator is None:
             raise ValueError("sampling needs a generator with one stream for each row")
-        temperature = self.temperature or 1.0
-        return sampling(
-            generator, length, temperature=temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        return sampling(generator, length, **self._narrowing())
+
+    def _narrowing(self) -> dict[str, Any]:
+        temperature = float(self.temperature or 1.0)
+        return {"temperature": temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+def stop_of(task: str) -> End | None:
+    """Where answers of ``task`` may end; None: only at end of text, stop strings and budget.
+
+    It never changes a number that is reported for the task: the released rule and the further rules
+    ignore everything after it. Hence RULER's questions have none, although their released rule
+    reads one line: the official rule reads all of it.
+    """
+    cuts = [CUTS[rule.cut] for rule in rules_of(task)] if task in TASK_RULES else [str]
+
+    def is_over(text: str) -> bool:
+        """Whether all rules read one line, and it is whole: nothing is read of a longer text."""
+        return all(cut(text) == cut(text + "x") for cut in cuts)
+
+    def end(text: str) -> int | None:
+        if not is_over(text):
+            return None
+        return next(n for n in range(len(text)) if is_over(text[: n + 1]))  # before the newline
+
+    return end if is_over("a\nb") else None
+
+
+def stop_at(text: str, strings: Sequence[str], end: End | None = None) -> int | None:
+    """Where ``text`` is cut: before the first stop string, or where ``end`` says, if earlier.
+
+    Args:
+        text: what a model has answered so far.
+        strings: stop strings.
+        end: the task's own stop, if that counts.
+    """
+    places = [place for string in strings if (place := text.find(string)) >= 0]
+    own = None if end is None else end(text)
+    return min(places if own is None else [*places, own], default=None)

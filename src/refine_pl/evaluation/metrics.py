@@ -88,54 +88,43 @@ class TaskScore(MeanScore):
 
 
 class _Named(MeanScore):
-    """Mean of the rule that the class is named after."""
+    """Mean of the rule that the class names."""
 
     name: str
+
+    def __init_subclass__(cls, rule: str) -> None:
+        cls.name = rule
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(RULES[self.name], **kwargs)
 
 
-class NeedleRecall(_Named):
+class NeedleRecall(_Named, rule="needle_recall"):
     """RULER needle-in-a-haystack: fraction of the needles' values in the output."""
 
-    name = "needle_recall"
 
-
-class RulerQA(_Named):
+class RulerQA(_Named, rule="ruler_qa"):
     """RULER question answering, released rule: a reference is in the first line of the output."""
 
-    name = "ruler_qa"
 
-
-class RulerQAOfficial(_Named):
+class RulerQAOfficial(_Named, rule="ruler_qa_official"):
     """RULER question answering, official rule: a reference is anywhere in the output."""
 
-    name = "ruler_qa_official"
 
-
-class QAF1(_Named):
+class QAF1(_Named, rule="qa_f1"):
     """LongBench question answering: word F1 of the first line. For triviaqa: ``TaskScore``."""
 
-    name = "qa_f1"
 
-
-class RougeL(_Named):
+class RougeL(_Named, rule="rouge_l"):
     """LongBench summaries: ROUGE-L F of the whole output. For samsum: ``TaskScore``."""
 
-    name = "rouge_l"
 
-
-class Classification(_Named):
+class Classification(_Named, rule="classification"):
     """LongBench trec: the class that is named, shared between all that are named."""
 
-    name = "classification"
 
-
-class CodeSimilarity(_Named):
+class CodeSimilarity(_Named, rule="code_similarity"):
     """LongBench lcc and repobench-p: similarity of the first line of code."""
-
-    name = "code_similarity"
 
 
 class AnswerScore(_Means):
@@ -167,10 +156,7 @@ class TaskScores(_Means):
         self.rules = rules
 
     def update(
-        self,
-        tasks: Sequence[str],
-        responses: Sequence[str],
-        references: Sequence[Sequence[str]],
+        self, tasks: Sequence[str], responses: Sequence[str], references: Sequence[Sequence[str]]
     ) -> None:
         """Add rows: a task, a response and a list of references each."""
         _check_lengths(tasks, responses, references)

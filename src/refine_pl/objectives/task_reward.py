@@ -11,8 +11,8 @@ from torch import Tensor
 from refine_pl.advantages import AdvantageEstimator, group_statistics
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import ConfigError
-from refine_pl.evaluation.decoding import sampling
-from refine_pl.evaluation.generation import continue_prompts
+from refine_pl.evaluation.generation import continue_prompts, sampling
+from refine_pl.evaluation.tasks import score
 from refine_pl.losses import LossSum, PolicyLoss
 from refine_pl.objectives.base import AnswerObjective
 from refine_pl.parts import CLIPPED, GROUP_RELATIVE, build_part
@@ -79,8 +79,6 @@ class TaskReward(AnswerObjective):
         Raises:
             ConfigError: there is no tokenizer to read answers with.
         """
-        from refine_pl.evaluation import score
-
         if tokenizer is None:
             raise ConfigError("TaskReward needs the data's tokenizer to read answers")
         rows, copies = batch.task_rows, self.answers_per_prompt
@@ -93,11 +91,9 @@ class TaskReward(AnswerObjective):
             eos_token_id=tokenizer.eos_token_id,
             choose=sampling(generator, max(budgets), copies=copies),
         )
-        values = []
-        for i, finish in enumerate(drawn.finish):
-            row, ids = rows[i // copies], drawn.row(i)
-            text = tokenizer.decode(ids[:-1] if finish == "eos" else ids)
-            values.append(score(row.task, text, row.answers))
+        questions = [row for row in rows for _ in range(copies)]
+        texts = [tokenizer.decode(drawn.spoken(i)) for i in range(len(questions))]
+        values = [score(q.task, text, q.answers) for q, text in zip(questions, texts, strict=True)]
         scores = torch.tensor(values, device=drawn.tokens.device).view(len(rows), 1, copies)
         shape = (len(rows), 1, copies, drawn.tokens.shape[1])
         place = torch.arange(shape[-1], device=drawn.tokens.device)
