@@ -28,7 +28,13 @@ from refine_pl.training.module import RefineModule
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "configs/tiny_mid.yaml"
-SECTIONS = {"model", "data", "trainer", "seed_everything", "ckpt_path", *TRAINING_KEYS}
+FIT = ["fit", "--config", RECIPE]
+TEST = [
+    *("test", "--config", "configs/eval/tiny_niah.yaml", "--model.pretrained"),
+    *(ROOT / "tests/golden/delta_net_base", "--data.init_args.tokenizer", "refine_pl.data.Bytes"),
+]
+SECTIONS = {"model", "data", "trainer", "seed_everything", "ckpt_path", "evaluation"}
+SECTIONS |= set(TRAINING_KEYS)
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -153,7 +159,8 @@ class Reader:
             values = {"model": values}
         fragment = self.folder / "fragment.yaml"
         fragment.write_text(yaml.safe_dump(values, sort_keys=False))
-        outcome = run("fit", "--config", RECIPE, "--config", fragment, "--print_config")
+        words = TEST if "evaluation" in values else FIT
+        outcome = run(*words, "--config", fragment, "--print_config")
         assert outcome.code == 0, f"{block.place}: {outcome.stderr}"
         instantiate(yaml.safe_load(outcome.stdout))
 
@@ -208,7 +215,8 @@ def instantiate(config):
     arguments = given["data"]["init_args"]
     if "tokenizer" in arguments and arguments["tokenizer"] is None:  # test finds that of the model
         arguments["tokenizer"] = {"class_path": "refine_pl.data.Bytes"}
-    given["callbacks"] = config["trainer"]["callbacks"]
+    keys = [config[key] for key in ("phase", "evaluation") if config.get(key)]
+    given["callbacks"] = [*(config["trainer"]["callbacks"] or []), *keys]
     parser.instantiate_classes(parser.parse_object(given))
 
 
@@ -249,6 +257,10 @@ BROKEN = {
         "```yaml\nmodel:\n  policy_loss:\n    class_path: refine_pl.losses.ClippedPolicy\n"
         "    init_args: {dual_clip: 0.5}\n```\n",
         "dual_clip is 0.5",
+    ),
+    "a value that the evaluation refuses": (
+        "```yaml\nevaluation: {level: 95}\n```\n",
+        "evaluation.level is 95",
     ),
     "no section": ("```yaml\nwhatever: 1\n```\n", "broken.md, line 1"),
     "not YAML": ("```yaml\na: [1\n```\n", "expected ',' or ']'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,8 +27,6 @@ from refine_pl.training.module import RefineModule
 from refine_pl.training.record_files import write_json
 from refine_pl.training.run_folder import CONFIG, SCORES
 from refine_pl.training.test_time import TestTimeTraining
-
-C = TypeVar("C", bound=Callback)
 
 
 class Evaluation(Callback):
@@ -83,13 +81,21 @@ class Evaluation(Callback):
             raise ConfigError(f"Evaluation needs a RefineModule, not {type(pl_module).__name__}")
         refuse_sharding(trainer.strategy, trainer.world_size)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._rows = _rows_of(data, stage)
+        if not hasattr(data, "skip"):
+            raise ConfigError(
+                f"refine-pl {stage} needs rows of tasks"
+                + ("" if data is None else f", and {type(data).__name__} has none"),
+                where="data",
+                way_out="data.class_path: refine_pl.data.TaskData",
+            )
+        self._rows = data.task_rows
         if self.folder is None:
             root = Path("runs") / stage / self.name
             self.folder = Path(trainer.strategy.broadcast(str(next_free_folder(root))))
         self._files = EvaluationFolder(self.folder, stage)
         tasks = [row.task for row in self._rows] if stage == "test" else []
-        self._training = _find(trainer, TestTimeTraining)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        self._training = next((c for c in callbacks if isinstance(c, TestTimeTraining)), None)
         self._card = describe(trainer, pl_module, stage, tasks, self._training)
         self._card["command"] = self.command
         self._files.refuse_another(self._card)
@@ -147,13 +153,7 @@ class Evaluation(Callback):
     # Answers -------------------------------------------------------------------------------------
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Write the answers of a batch; in ``test`` score them first."""
         scored = self._card["stage"] == "test"
@@ -169,8 +169,7 @@ class Evaluation(Callback):
     ) -> None:
         """Keep what there is."""
         if trainer.is_global_zero and self._started_at is not None:
-            self._count(self._new_tokens)
-            self._files.write_card(self._card)
+            self._write_card(self._new_tokens)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the answers in order, and sum up.
@@ -190,13 +189,12 @@ class Evaluation(Callback):
     def _finish(self) -> None:
         by_id = {line["id"]: line for line in self._files.lines()}
         lines = [by_id[row.id] for row in self._rows if row.id in by_id]
+        complete = len(lines) == len(self._rows)
         self._files.rewrite(lines)
-        self._count(sum(line["num_tokens"] for line in lines if line["id"] not in self._kept))
         if self._training is not None:
             self._card["test_time_training_totals"] = self._training.totals()
-        complete = len(lines) == len(self._rows)
-        self._card["finished"] = now() if complete else None
-        self._files.write_card(self._card)
+        tokens = sum(line["num_tokens"] for line in lines if line["id"] not in self._kept)
+        self._write_card(tokens, finished=now() if complete else None)
         console = Console(highlight=False)
         if self._card["stage"] == "test" and lines:
             found = summarize(lines, level=float(self.level), resamples=int(self.resamples))
@@ -219,12 +217,15 @@ class Evaluation(Callback):
             f"continue with --out {self.folder}"
         )
 
-    def _count(self, tokens: int) -> None:
+    def _write_card(self, tokens: int, **values: Any) -> None:
+        """Write the card, with the time of this session and the tokens that it answered."""
         assert self._started_at is not None
+        self._card |= values
         self._card["seconds"] += time.monotonic() - self._started_at
         self._card["tokens"] += tokens
         if self._card["seconds"] > 0:
             self._card["tokens_per_s"] = self._card["tokens"] / self._card["seconds"]
+        self._files.write_card(self._card)
 
 
 def line_of(answer: Answer, scored: bool) -> Line:
@@ -248,16 +249,6 @@ def line_of(answer: Answer, scored: bool) -> Line:
     return line | {"references": list(row.answers), "score": released, "scores": dict(further)}
 
 
-def find_evaluation(trainer: Trainer) -> Evaluation | None:
-    """The trainer's evaluation, if it has one."""
-    return _find(trainer, Evaluation)
-
-
-def _find(trainer: Trainer, kind: type[C]) -> C | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, kind)), None)
-
-
 def refuse_sharding(strategy: object, processes: int) -> None:
     """Refuse processes that hold parts of the model: each answers batches of its own.
 
@@ -273,15 +264,3 @@ def refuse_sharding(strategy: object, processes: int) -> None:
             way_out="refine-pl export makes one folder of a sharded checkpoint: "
             "--model.pretrained FOLDER",
         )
-
-
-def _rows_of(data: Any, stage: str) -> Sequence[TaskRow]:
-    if not hasattr(data, "skip"):
-        raise ConfigError(
-            f"refine-pl {stage} needs rows of tasks"
-            + ("" if data is None else f", and {type(data).__name__} has none"),
-            where="data",
-            way_out="data.class_path: refine_pl.data.TaskData",
-        )
-    rows: Sequence[TaskRow] = data.task_rows
-    return rows

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -15,8 +15,6 @@ from torch import nn
 
 from refine_pl.evaluation.tasks import rule_of
 from refine_pl.training.module import RefineModule
-
-_PACKAGES = ("refine-pl", "torch", "lightning", "transformers")
 
 # What two sessions of one evaluation must share. The source of the model is not among them: the
 # same weights may lie in another place.
@@ -46,14 +44,17 @@ def describe(
     decoding = module.answering.describe()
     if decoding["decoding"] == "sample":
         decoding["seed"] = module.seed
-    rules = {task: rule_of(task) for task in dict.fromkeys(tasks)}
+    rules = [(task, rule_of(task)) for task in dict.fromkeys(tasks)]
     trained = None
     if training is not None:  # what a row is answered with depends on the rows beside it
         trained = {"batch_size": data.test_batch_size, "seed": module.seed}
         trained |= training.card(module)
     return {
         "stage": stage,
-        "versions": versions(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("refine-pl", "torch", "lightning", "transformers")},
+        },
         "model": {
             "source": None,
             "class": type(module.policy).__name__,
@@ -64,7 +65,7 @@ def describe(
         "data": {"hash": data.data_hash, **data.describe()},
         "rules": {
             task: rule.name if rule.cut == "whole" else f"{rule.name} of {rule.cut}"
-            for task, rule in rules.items()
+            for task, rule in rules
         },
         "test_time_training": trained,
         "precision": str(trainer.precision),
@@ -92,17 +93,6 @@ def source(trainer: Trainer, module: RefineModule) -> str:
 def now() -> str:
     """The time of a card, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python, and of the packages that a result may depend on; None where one is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def weights_hash(policy: nn.Module) -> str:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from refine_pl.callbacks.evaluation_card import differences
 from refine_pl.errors import ConfigError, DataError
-from refine_pl.training.record_files import as_line, read_json, replace_file, write_json
+from refine_pl.training.record_files import (
+    append_records,
+    as_line,
+    read_json,
+    replace_file,
+    write_json,
+)
 from refine_pl.training.run_folder import ANSWERS, CARD, CHECKPOINTS, CONFIG, PREDICTIONS
 
 Line = dict[str, Any]
@@ -44,10 +51,10 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: Path, stage: str) -> None:
-        self.path = path
-        self._name = ANSWERS if stage == "test" else PREDICTIONS
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file", where="--out", allowed="a folder")
+        self.path = path
+        self._name = ANSWERS if stage == "test" else PREDICTIONS
         has_card = (path / CARD).is_file()
         self.earlier = read_json(path / CARD) if has_card else None
         others = [name for name in (CONFIG, self._name, CHECKPOINTS) if (path / name).exists()]
@@ -82,12 +89,8 @@ class EvaluationFolder:
 
     def append(self, lines: Iterable[Line], rank: int = 0) -> None:
         """Write lines at the end of a process's file."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        stem, _, ending = self._name.rpartition(".")
-        file = self.path / (self._name if rank == 0 else f"{stem}.rank{rank}.{ending}")
-        # A lone surrogate becomes \\udc80, which is how JSON writes it.
-        with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write("".join(map(as_line, lines)))
+        name = Path(self._name)
+        append_records(self.path / (name if rank == 0 else f"{name.stem}.rank{rank}.jsonl"), lines)
 
     def lines(self) -> list[Line]:
         """The lines of all processes; a row that is there twice counts once.
@@ -96,9 +99,8 @@ class EvaluationFolder:
             DataError: a line other than the last one of a file is damaged.
         """
         lines: dict[str, Line] = {}
-        for file in self._files():
-            for line in _read(file):
-                lines.setdefault(line["id"], line)
+        for line in chain.from_iterable(map(_read, self._files())):
+            lines.setdefault(line["id"], line)
         return list(lines.values())
 
     def rewrite(self, lines: Iterable[Line]) -> None:
@@ -110,8 +112,7 @@ class EvaluationFolder:
                 file.unlink()
 
     def _files(self) -> list[Path]:
-        stem, _, ending = self._name.rpartition(".")
-        others = sorted(self.path.glob(f"{stem}.rank*.{ending}"))
+        others = sorted(self.path.glob(f"{Path(self._name).stem}.rank*.jsonl"))
         first = self.path / self._name
         return [first, *others] if first.is_file() else others
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from refine_pl.errors import DataError
 from refine_pl.evaluation.bootstrap import Interval, average_interval, mean_interval
@@ -65,27 +67,22 @@ def summarize(
 
 def table(scores: Scores) -> Table:
     """The numbers for people."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     assert scores.interval is not None
+    right = partial(Column, justify="right")
     with_lengths = any(result.length is not None for result in scores.results)
-    lengths = ["length"] if with_lengths else []
-    for title in ("task", *lengths, "rule"):
-        made.add_column(title, justify="right" if title == "length" else "left")
-    for title in ("rows", "score", f"{scores.interval.level:.0%} interval"):
-        made.add_column(title, justify="right")
-    shown = None
-    for result in scores.results:
-        length = "-" if result.length is None else f"{result.length:,}"
-        names = [result.task, length] if with_lengths else [result.task]
-        place = (result.task, result.length)
-        names = names if place != shown else [""] * len(names)
-        made.add_row(*names, result.rule, *_cells(result))
-        shown = place
+    lengths = [right("length")] if with_lengths else []
+    numbers = map(right, ("rows", "score", f"{scores.interval.level:.0%} interval"))
+    made = Table("task", *lengths, "rule", *numbers, box=SIMPLE_HEAD, pad_edge=False)
+    for (task, length), results in groupby(scores.results, lambda r: (r.task, r.length)):
+        names = [task, "-" if length is None else f"{length:,}"][: 1 + with_lengths]
+        for result in results:
+            made.add_row(*names, result.rule, *_cells(result))
+            names = [""] * len(names)
     if scores.averages:
         made.add_section()
     for average in scores.averages:
-        name = [f"{average.name} average", *([""] if with_lengths else [])]
-        made.add_row(*name, f"{average.tasks} tasks", *_cells(average))
+        names = [f"{average.name} average", ""][: 1 + with_lengths]
+        made.add_row(*names, f"{average.tasks} tasks", *_cells(average))
     return made
 
 

@@ -18,7 +18,6 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from refine_pl.callbacks import Evaluation
-from refine_pl.callbacks.evaluation import find_evaluation
 from refine_pl.commands import lightning_cli
 from refine_pl.commands.callback_keys import evaluation_callbacks
 from refine_pl.commands.checkpoints import tokenizer_of
@@ -84,38 +83,30 @@ class EvaluationCLI(lightning_cli.RefineCLI):
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
-        self._sources: Sequence[Source] = ()
-        self._notes: list[str] = []
+        self._note = ""
         super().__init__(argv)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that Lightning does not know."""
         super().add_arguments_to_parser(parser)
-        command = self._name
-        parser.add_argument(
-            "--out",
-            type=str | None,
-            default=None,
-            help=f"run folder; the next free runs/{command}/<name of the config>/version_<n> "
-            "if left out; that of an interrupted run goes on",
-        )
-        if command == "predict":
-            parser.add_argument(
-                "--prompts",
-                type=str | None,
-                default=None,
-                help="a file of prompts: .txt (one per line), .jsonl or .parquet (column prompt); "
-                "needs no configuration",
+        options = {
+            "--out": f"run folder; the next free runs/{self._name}/<name of the config>/version_<n>"
+            " if left out; that of an interrupted run goes on"
+        }
+        if self._name == "predict":
+            options["--prompts"] = (
+                "a file of prompts: .txt (one per line), .jsonl or .parquet (column prompt); "
+                "needs no configuration"
             )
+        for option, text in options.items():
+            parser.add_argument(option, type=str | None, default=None, help=text)
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "test":
-            parser.set_defaults({"verbose": False})  # Lightning has no metrics to show a table of
-        else:
-            parser.set_defaults({"return_predictions": False})  # all of them, in memory
+        # Lightning has no metrics to show a table of, and would keep all predictions in memory.
+        parser.set_defaults({"verbose" if subcommand == "test" else "return_predictions": False})
         return parser
 
     def completion(
@@ -126,7 +117,6 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         Raises:
             ConfigError: there is no model, no data, or no tokenizer to be found.
         """
-        self._sources = sources
         prompts = last_value(sources, "prompts")
         data = _first(sources, "data.class_path", "data", kind=str)
         if _first(sources, "ckpt_path", "model.pretrained", "model.backbone") is None:
@@ -150,7 +140,7 @@ class EvaluationCLI(lightning_cli.RefineCLI):
             after.append(f"--{_TOKENIZER}={json.dumps(tokenizer)}")
             name = (tokenizer.get("init_args") or {}).get("name")
             label = tokenizer["class_path"].rpartition(".")[2] + (f" {name}" if name else "")
-            self._notes = [f"tokenizer: {label}, {origin}"]
+            self._note = f"tokenizer: {label}, {origin}"
         return before, after
 
     def defaults_for(self, sources: Sequence[Source]) -> dict[str, Any]:
@@ -162,23 +152,21 @@ class EvaluationCLI(lightning_cli.RefineCLI):
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
         """As in training; the evaluation is told how it was started."""
         needed = super().needed_callbacks(given)
-        evaluation = next(c for c in (*needed, *given) if isinstance(c, Evaluation))
+        self._evaluation = next(c for c in (*needed, *given) if isinstance(c, Evaluation))
         config = self.config[self._name]
         if config.out is not None:
-            evaluation.folder = Path(config.out)
-        evaluation.command = ["refine-pl", *self._argv]
-        evaluation.config_text = self._parser(self._name).dump(config, skip_none=False)
+            self._evaluation.folder = Path(config.out)
+        self._evaluation.command = ["refine-pl", *self._argv]
+        self._evaluation.config_text = self._parser(self._name).dump(config, skip_none=False)
         return needed
 
     def interruption(self) -> str:
         """How many rows are answered, and how to go on."""
-        evaluation = find_evaluation(self.trainer)
-        assert evaluation is not None
-        return evaluation.progress()
+        return self._evaluation.progress()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        for note in self._notes if self.trainer.is_global_zero else ():
-            sys.stdout.write(f"{note}\n")
+        if self._note and self.trainer.is_global_zero:
+            sys.stdout.write(f"{self._note}\n")
         super()._run_subcommand(subcommand)
 
 
@@ -213,24 +201,26 @@ def find_tokenizer(
     """
     if pretrained is not None:
         folder = Path(pretrained).expanduser()
-        if folder.is_dir() and not any(folder.glob("tokenizer*")):
-            raise _no_tokenizer(f"{pretrained} holds none")
         # A repository on the hub may hold several models in folders, and one tokenizer.
         name = pretrained if folder.is_dir() else "/".join(pretrained.split("/")[:2])
-        return {"class_path": "refine_pl.data.HubTokenizer", "init_args": {"name": name}}, (
-            "of the model"
-        )
-    found = None if checkpoint is None or path is None else tokenizer_of(checkpoint, path)
+        found: dict[str, Any] | None = {
+            "class_path": "refine_pl.data.HubTokenizer",
+            "init_args": {"name": name},
+        }
+        if folder.is_dir() and not any(folder.glob("tokenizer*")):
+            found = None
+        origin, lack = "of the model", f"{pretrained} holds none"
+    else:
+        found = None if checkpoint is None or path is None else tokenizer_of(checkpoint, path)
+        origin = "of the run that wrote the checkpoint"
+        lack = "the model does not say which one it was trained with"
     if found is None:
-        raise _no_tokenizer("the model does not say which one it was trained with")
-    return found, "of the run that wrote the checkpoint"
-
-
-def _no_tokenizer(why: str) -> ConfigError:
-    return ConfigError(
-        f"no tokenizer is given, and {why}",
-        where=_TOKENIZER,
-        allowed="a class_path of a Tokenizer: refine_pl.data.HubTokenizer, refine_pl.data.Bytes",
-        way_out=f"--{_TOKENIZER}.class_path refine_pl.data.Bytes, or what the model was trained "
-        "with",
-    )
+        raise ConfigError(
+            f"no tokenizer is given, and {lack}",
+            where=_TOKENIZER,
+            allowed="a class_path of a Tokenizer: refine_pl.data.HubTokenizer, "
+            "refine_pl.data.Bytes",
+            way_out=f"--{_TOKENIZER}.class_path refine_pl.data.Bytes, or what the model was "
+            "trained with",
+        )
+    return found, origin

@@ -113,7 +113,15 @@ def continue_prompts(
     for start in range(0, len(prompts), size):
         part = rows[start * copies : (start + size) * copies]
         _continue(policy, prompts.narrow(start, start + size), copies, part, choose, add)
-    return _collected(rows, prompts.tokens.device)
+    device = prompts.tokens.device
+    tokens = [torch.tensor(row.tokens, dtype=torch.int64) for row in rows]
+    logprobs = [torch.tensor(row.logprobs) for row in rows]
+    return Continuations(
+        pad_sequence(tokens, batch_first=True).to(device),
+        torch.tensor([len(row.tokens) for row in rows], device=device),
+        pad_sequence(logprobs, batch_first=True).to(device),
+        tuple(row.finish for row in rows),
+    )
 
 
 def _continue(
@@ -153,17 +161,6 @@ def _continue(
         output = policy(token[:, None], state=state)
         hidden, state = output.hidden[:, 0], output.state
         step += 1
-
-
-def _collected(rows: Sequence[_Row], device: torch.device) -> Continuations:
-    tokens = [torch.tensor(row.tokens, dtype=torch.int64) for row in rows]
-    logprobs = [torch.tensor(row.logprobs) for row in rows]
-    return Continuations(
-        pad_sequence(tokens, batch_first=True).to(device),
-        torch.tensor([len(row.tokens) for row in rows], device=device),
-        pad_sequence(logprobs, batch_first=True).to(device),
-        tuple(row.finish for row in rows),
-    )
 
 
 # How the next token is picked

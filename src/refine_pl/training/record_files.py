@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -81,15 +81,16 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def append_records(file: Path, records: Iterable[Any]) -> None:
-    """Write records at the end of a file of JSON lines; its folder is made if it is not there."""
+    """Write lines at once at the end of a file; its folder is made if it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate becomes \\udc80, which is how JSON writes it.
     with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.writelines(as_line(asdict(record)) for record in records)
+        stream.write("".join(map(as_line, records)))
 
 
-def as_line(values: Mapping[str, Any]) -> str:
-    """A line of JSON, with the newline."""
+def as_line(values: Any) -> str:
+    """A line of JSON, of a record or of a mapping, with the newline."""
+    values = asdict(values) if is_dataclass(values) else values  # type: ignore[arg-type]
     return json.dumps(values, ensure_ascii=False).translate(_ESCAPED) + "\n"
 
 
