@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from refine_pl.backbones.base import FastWeightLM
+from refine_pl.backbones.base import FastWeightLM, State
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.rollouts.sampling import sample_tokens
@@ -133,34 +134,36 @@ def _continue(
     add: Callable[[_Row, int, float], None],
 ) -> None:
     """Fill the ``rows``, the copies of each prompt one after the other."""
-    keep = [i for i, row in enumerate(rows) if row.runs]
-    if not keep:
+    if not any(row.runs for row in rows):
         return
     device = prompts.tokens.device
     output = policy(prompts.tokens, prompts.num_tokens)
     last = output.hidden[torch.arange(len(prompts), device=device), prompts.num_tokens - 1]
-    hidden = last.repeat_interleave(copies, 0)  # [R, D]
     state = output.state if copies == 1 else output.state.fork(copies)
-    if len(keep) < len(rows):
-        index = torch.tensor(keep, device=device)
-        rows, hidden, state = [rows[i] for i in keep], hidden[index], state.select(index)
-    step = 0
-    while True:
+    rows, hidden, state = _running(rows, last.repeat_interleave(copies, 0), state)
+    for step in count():
         logits = policy.head(hidden, logits=True).logits
         numbers = torch.tensor([row.number for row in rows], device=device)
         token = choose(logits, numbers, step)
         logprob = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         for one in zip(rows, token.tolist(), logprob.tolist(), strict=True):
             add(*one)
-        keep = [i for i, row in enumerate(rows) if row.runs]
-        if not keep:
+        if not any(row.runs for row in rows):
             return
-        if len(keep) < len(rows):
-            index = torch.tensor(keep, device=device)
-            rows, token, state = [rows[i] for i in keep], token[index], state.select(index)
+        rows, token, state = _running(rows, token, state)
         output = policy(token[:, None], state=state)
         hidden, state = output.hidden[:, 0], output.state
-        step += 1
+
+
+def _running(
+    rows: Sequence[_Row], values: Tensor, state: State
+) -> tuple[Sequence[_Row], Tensor, State]:
+    """The rows that go on, with a value ``[M, ...]`` and a state each."""
+    keep = [i for i, row in enumerate(rows) if row.runs]
+    if len(keep) == len(rows):
+        return rows, values, state
+    index = torch.tensor(keep, device=values.device)
+    return [rows[i] for i in keep], values[index], state.select(index)
 
 
 # How the next token is picked

@@ -10,7 +10,7 @@ of the longest continuation.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -111,16 +111,17 @@ class PolicyLM(TemplateLM):
         **kwargs: Any,
     ) -> list[Scored]:
         """Log-probability of each continuation after its context, which is read once for all."""
-        by_context: dict[Ids, dict[Ids, None]] = {}  # a dict for a set, to keep the order
+        by_context: defaultdict[Ids, set[Ids]] = defaultdict(set)
         for _, context, continuation in requests:
-            by_context.setdefault(tuple(context), {})[tuple(continuation)] = None
-        pieces: list[tuple[Ids, list[Ids]]] = []
-        # Long ones first: what is too large for the memory shows at once.
-        for prefix in sorted(by_context, key=lambda c: (-len(c), c)):
-            rest = sorted(by_context[prefix], key=lambda c: (len(c), c))
-            while rest:  # thousands may follow an empty context
-                pieces.append((prefix, rest[: self.batch_size]))
-                rest = rest[self.batch_size :]
+            by_context[tuple(context)].add(tuple(continuation))
+        size = self.batch_size
+        pieces = [
+            (prefix, rest[start : start + size])  # thousands may follow an empty context
+            # Long ones first: what is too large for the memory shows at once.
+            for prefix in sorted(by_context, key=lambda c: (-len(c), c))
+            for rest in [sorted(by_context[prefix], key=lambda c: (len(c), c))]
+            for start in range(0, len(rest), size)
+        ]
         scores: dict[tuple[Ids, Ids], Scored] = {}
         for batch in self._batches(pieces, "log-likelihood", disable_tqdm):
             scores |= self._scores(batch)
