@@ -20,7 +20,7 @@ from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
 from refine_pl.commands.evaluating import MODEL_OPTIONS, find_tokenizer
 from refine_pl.commands.export import read_policy
-from refine_pl.errors import ConfigError, DataError, nearest
+from refine_pl.errors import ConfigError, DataError, did_you_mean
 from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
 
 RESULTS = "results.json"
@@ -153,12 +153,11 @@ def _known_tasks(options: HarnessOptions) -> Any:
     manager = TaskManager(include_path=options.include_path)
     for name in options.names:
         if not manager.match_tasks([name]):
-            close = nearest(name, manager.all_tasks)
-            way_out = "tasks of your own: --include_path FOLDER"
+            own_tasks = "tasks of your own: --include_path FOLDER"
             raise ConfigError(
                 f"the harness has no task {name!r}",
                 where="--tasks",
-                way_out=f"did you mean {close}?" if close else way_out,
+                way_out=did_you_mean(name, manager.all_tasks, own_tasks),
             )
     return manager
 
