@@ -7,9 +7,9 @@ what comes after ``num_tokens`` is never read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -29,14 +29,32 @@ class RolloutPlan:
     rollout_length: int  # L, tokens
 
 
+class Rows:
+    """A dataclass whose fields hold something for each row: tensors, tuples, such records, None."""
+
+    __slots__ = ()
+
+    def narrow(self, start: int, stop: int) -> Self:
+        """Rows ``start`` to ``stop - 1``."""
+        return self._each(lambda x: x.narrow(start, stop) if isinstance(x, Rows) else x[start:stop])
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """The same on ``device``; Lightning calls it."""
+        return self._each(lambda x: x if isinstance(x, tuple) else x.to(device, **kwargs))
+
+    def _each(self, function: Callable[[Any], Any]) -> Self:
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return type(self)(*(None if value is None else function(value) for value in values))
+
+
 @dataclass(slots=True)  # not frozen: Lightning sets the fields of a batch when it converts them
-class Batch:
+class Batch(Rows):
     """Sequences of token ids, padded on the right."""
 
     tokens: Tensor  # [B, T] int64
     num_tokens: Tensor  # [B] int64, real tokens of each row
     rows: tuple[int, ...]  # B numbers that name the rows within one update, over all processes
-    documents: tuple[str, ...] = field(default=())  # B names, for people
+    documents: tuple[str, ...] = ()  # B names, for people
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], tokenizer: Tokenizer) -> Batch:
@@ -53,23 +71,6 @@ class Batch:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
-
-    def narrow(self, start: int, stop: int) -> Batch:
-        """Rows ``start`` to ``stop - 1``."""
-        return Batch(
-            self.tokens[start:stop],
-            self.num_tokens[start:stop],
-            self.rows[start:stop],
-            self.documents[start:stop],
-        )
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
-        """The batch on ``device``; Lightning calls it."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device, **kwargs),
-            num_tokens=self.num_tokens.to(device, **kwargs),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,12 @@ answer. Sequences are padded on the right, as everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from refine_pl.records import Batch
+from refine_pl.records import Batch, Rows
 
 
 class TaskRow(NamedTuple):
@@ -27,7 +26,7 @@ class TaskRow(NamedTuple):
 
 
 @dataclass(slots=True)  # not frozen: Lightning sets the fields of a batch when it converts them
-class TaskBatch:
+class TaskBatch(Rows):
     """Questions as tokens, and the same continued by their first answer."""
 
     prompts: Batch  # [B, P]
@@ -38,27 +37,6 @@ class TaskBatch:
 
     def __len__(self) -> int:
         return len(self.task_rows)
-
-    def narrow(self, start: int, stop: int) -> TaskBatch:
-        """Rows ``start`` to ``stop - 1``."""
-        return TaskBatch(
-            self.prompts.narrow(start, stop),
-            self.task_rows[start:stop],
-            self.cut_tokens[start:stop],
-            None if self.answered is None else self.answered.narrow(start, stop),
-            None if self.answer_start is None else self.answer_start[start:stop],
-        )
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> TaskBatch:
-        """The batch on ``device``; Lightning calls it."""
-        return replace(
-            self,
-            prompts=self.prompts.to(device, **kwargs),
-            answered=None if self.answered is None else self.answered.to(device, **kwargs),
-            answer_start=None
-            if self.answer_start is None
-            else self.answer_start.to(device, **kwargs),
-        )
 
 
 class Answer(NamedTuple):

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from refine_kernels.lact_update.cost import Cost, Sizes, costs, is_compiled, keep_memory
+from refine_kernels.lact_update.cost import Sizes, costs, is_compiled, keep_memory
 from refine_pl.backbones.lact_mixer import LaCTMixer
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkLoop:
-    """What was measured, and of what."""
-
-    sizes: Sizes
-    compiled: bool  # the element-wise work
-    costs: list[Cost]
-
-    def ratios(self) -> dict[str, float]:
-        """Loop to products, by a name that says which."""
-        return {f"chunk loop / its products, {cost.name}": cost.ratio for cost in self.costs}
-
-    def describe(self) -> str:
-        """What was measured, in one line."""
-        sizes = self.sizes
-        return (
-            f"LaCT's chunk loop in one layer: {sizes.heads} heads of {sizes.width}, chunk "
-            f"{sizes.chunk_size:,}, element-wise work {'' if self.compiled else 'un'}compiled"
-        )
 
 
 def chunk_loop(
     policy: nn.Module, batch: int, length: int, repeats: int, device: torch.device
-) -> ChunkLoop | None:
-    """Time the loop of the policy's first LaCT layer, on random tokens; None: it has none."""
+) -> tuple[str, dict[str, float]] | None:
+    """Time the loop of the policy's first LaCT layer, on random tokens.
+
+    Returns:
+        What was measured, in a line, and the ratios of loop to products by a name that says which;
+        None if there is no such layer.
+    """
     mixer = next((m for m in policy.modules() if isinstance(m, LaCTMixer)), None)
     if mixer is None:
         return None
@@ -56,4 +38,9 @@ def chunk_loop(
         keep_memory()
     dtype = initial.w0.dtype
     compiled = is_compiled(sizes, mixer.backend, device, dtype)
-    return ChunkLoop(sizes, compiled, costs(sizes, mixer.backend, repeats, device, dtype))
+    found = costs(sizes, mixer.backend, repeats, device, dtype)
+    described = (
+        f"LaCT's chunk loop in one layer: {heads} heads of {width}, chunk {sizes.chunk_size:,}, "
+        f"element-wise work {'' if compiled else 'un'}compiled"
+    )
+    return described, {f"chunk loop / its products, {cost.name}": cost.ratio for cost in found}

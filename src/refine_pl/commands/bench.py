@@ -149,9 +149,10 @@ def main(argv: Sequence[str]) -> int:
         settings.device,
     )
     if loop is not None:
-        _write(f"\n{loop.describe()}")
-        ratios |= loop.ratios()
-        for name, value in loop.ratios().items():
+        described, loop_ratios = loop
+        _write(f"\n{described}")
+        ratios |= loop_ratios
+        for name, value in loop_ratios.items():
             _write(f"{name:<50}{value:6.2f}")
     if settings.json is not None:
         figures = {
