@@ -54,28 +54,17 @@ def maker(part: Any) -> Any:
 
 
 def choose_policy(backbone: FastWeightLM | None, pretrained: str | None) -> FastWeightLM:
-    """The model that is given in one of two ways.
-
-    Args:
-        backbone: a model.
-        pretrained: a folder or a name on the hub, to load one from.
+    """The model itself, or the one of a folder or a name on the hub.
 
     Raises:
         UserError: neither or both are given, or the model does not exist.
     """
     check_one_is_given(None if backbone is None else type(backbone).__name__, pretrained)
-    if pretrained is not None:
-        return load_pretrained(pretrained)
-    assert backbone is not None
-    return backbone
+    return load_pretrained(str(pretrained)) if backbone is None else backbone
 
 
 def check_one_is_given(backbone: str | None, pretrained: str | None) -> None:
-    """Refuse a model that is given in no way, or in two.
-
-    Args:
-        backbone: the name of its class.
-        pretrained: where it is loaded from.
+    """Refuse a model that is given in no way, or in two: its class, and where it is loaded from.
 
     Raises:
         ConfigError: naming both keys.

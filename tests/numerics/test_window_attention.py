@@ -52,11 +52,11 @@ def test_rows_continue_and_forks_share(window, length):
     whole, _ = window_attention(*new, window, state)
     torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-12)
 
-    forked = state.fork(2, window)
+    forked = state.fork(2)
     new = [x.repeat_interleave(2, 0) for x in new]
     outputs = []
     for piece in zip(*(x.split(2, 1) for x in new), strict=True):
-        output, forked = forked.attend(*piece, window)
+        output, forked = forked.attend(*piece)
         outputs.append(output)
     shared = torch.cat(outputs, 1)
     torch.testing.assert_close(shared, wanted.repeat_interleave(2, 0), rtol=1e-10, atol=1e-12)

@@ -9,16 +9,13 @@ from torch import Tensor
 
 from refine_kernels.backends import CompiledBackend
 from refine_kernels.lact_update.compiled import choose
+from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
-from refine_kernels.lact_update.scan import scan
+from refine_kernels.lact_update.reading import read
 from refine_kernels.lact_update.shared import SharedFastState
-from refine_kernels.lact_update.step import row_norms, start
-from refine_kernels.lact_update.weights import (
-    FastState,
-    FastTokens,
-    FastWeights,
-    UpdateRule,
-)
+from refine_kernels.lact_update.step import row_norms, start, step
+from refine_kernels.lact_update.terms import Terms
+from refine_kernels.lact_update.weights import FastState, FastTokens, FastWeights, UpdateRule
 from refine_kernels.records import cat_rows, cat_tokens, check_shapes, map_numbers, rows_of
 
 
@@ -46,7 +43,8 @@ class FastTrail:
         bank = Bank.of(states, ((chunk - first) * batch + row).flatten())
         room = size - int(fill.max())
         start = (chunk * size).flatten()
-        return SharedFastState(bank, self.tokens, row.flatten(), start, fill, room)
+        taken = torch.zeros_like(fill)
+        return SharedFastState(bank, self.tokens, row.flatten(), start, fill, taken, room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +86,47 @@ def lact_update(
         if state is None:
             entering = start(initial, rule, tokens.momentum is not None)
             entering = entering.map(lambda w: w.expand(batch, *w.shape))
-            output, states = scan(q, tokens, entering, norms, rule, terms)
+            output, states = _scan(q, tokens, entering, norms, rule, terms)
             return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
         rows = state.fold()
         index = _aligned(rows.fill, rows.source.k.shape[1], length)
         tokens = map_numbers(cat_tokens, rows.source, tokens).map(lambda x: rows_of(x, index))
         queries = rows_of(q, _new(rows.fill, tokens.k.shape[1], length))
         entering = rows.bank.states.map(lambda w: w.index_select(0, rows.bank.index))
-        output, states = scan(queries, tokens, entering, norms, rule, terms)
+        output, states = _scan(queries, tokens, entering, norms, rule, terms)
         new = torch.arange(length, device=q.device) + rows.fill[:, None]
         number = torch.arange(batch, device=q.device)[:, None]
         output = rows_of(output, new + number * output.shape[1])
         return FastOutput(output, FastTrail(states, tokens, rows.fill, rule.chunk_size))
+
+
+def _scan(
+    q: Tensor,
+    tokens: FastTokens,
+    state: FastState,
+    norms: FastWeights,
+    rule: UpdateRule,
+    terms: Terms,
+) -> tuple[Tensor, list[FastState]]:
+    """Reads ``E`` tokens of ``B`` rows, all at the start of a chunk; as ``state`` enters the first.
+
+    Returns ``f(q) [B, E, H, d]``, and what enters each of the ``ceil(E / chunk_size)`` chunks: the
+    last one, complete or not, is read but does not update.
+    """
+    dtype = state.applied.w0.dtype
+    written = Written.of(*(x.to(dtype) for x in tokens[:3]))
+    size, length = rule.chunk_size, q.shape[1]
+    entering = [state]
+    for first in range(0, length - size, size):
+        keep = None
+        if tokens.momentum is not None:
+            keep = tokens.momentum[:, first : first + size].to(dtype).mean(1)
+        found, written = direction(state.applied, written, first, first + size, terms)
+        state = step(state, found, keep, norms, rule)
+        entering.append(state)
+    # What is read changes no weights, so all chunks are read at once.
+    output = read([each.applied for each in entering], q.to(dtype), size, terms)
+    return output.to(q.dtype), entering
 
 
 def _aligned(fill: Tensor, before: int, length: int) -> Tensor:

@@ -15,11 +15,7 @@ from torch import Tensor
 from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
 from refine_kernels.lact_update.step import step
-from refine_kernels.lact_update.weights import (
-    FastTokens,
-    FastWeights,
-    UpdateRule,
-)
+from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
 from refine_kernels.records import cat_tokens, map_numbers, rows_of
 
 # Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
@@ -35,10 +31,10 @@ class SharedFastState:
     row: Tensor  # [G] int64, row of the source
     start: Tensor  # [G] int64, first token of the chunk in the source
     fill: Tensor  # [G] int64, tokens of the chunk so far, at most chunk_size
+    taken: Tensor  # [G] own tokens that the weights have already taken in
     room: int  # tokens that every row can take before one is full
     copies: int = 1  # N
     own: FastTokens | None = None  # [R, o, H, ...] read since
-    taken: Tensor | None = None  # [G] of these, how many the weights have already taken in
 
     @property
     def num_own(self) -> int:
@@ -47,36 +43,24 @@ class SharedFastState:
 
     def count(self) -> Tensor:
         """``[G]`` tokens of the unfinished chunks, the rows' own included."""
-        taken = 0 if self.taken is None else self.taken
-        return self.fill + self.num_own - taken
+        return self.fill + self.num_own - self.taken
 
     def spread(self) -> SharedFastState:
         """The same rows as ``R`` prefixes with a copy each; no tokens are copied."""
         if self.copies == 1:
             return self
         group = torch.arange(len(self.row), device=self.row.device).repeat_interleave(self.copies)
-        return replace(
-            self,
-            bank=self.bank.select(group),
-            row=self.row[group],
-            start=self.start[group],
-            fill=self.fill[group],
-            taken=None if self.taken is None else self.taken[group],
-            copies=1,
-        )
+        return self._prefixes(group)
 
     def select(self, rows: Tensor) -> SharedFastState:
         """The rows ``rows [M]`` int64."""
-        all_rows = self.spread()
-        return replace(
-            all_rows,
-            bank=all_rows.bank.select(rows),
-            row=all_rows.row[rows],
-            start=all_rows.start[rows],
-            fill=all_rows.fill[rows],
-            taken=None if all_rows.taken is None else all_rows.taken[rows],
-            own=None if all_rows.own is None else all_rows.own.map(lambda x: x[rows]),
-        )
+        own = None if self.own is None else self.own.map(lambda x: x[rows])
+        return replace(self._prefixes(rows // self.copies), own=own)
+
+    def _prefixes(self, groups: Tensor) -> SharedFastState:
+        """Rows over the prefixes ``groups``, a copy each."""
+        picked = {name: getattr(self, name)[groups] for name in ("row", "start", "fill", "taken")}
+        return replace(self, bank=self.bank.select(groups), copies=1, **picked)
 
     def chunk_tokens(self) -> FastTokens:
         """The tokens of each prefix's chunk ``[G, P, H, ...]``, the longest filling all of ``P``.
@@ -95,19 +79,18 @@ class SharedFastState:
         tokens, fill = rows.chunk_tokens(), rows.fill
         if rows.own is not None:
             fill = rows.count()
-            taken = torch.zeros_like(fill) if rows.taken is None else rows.taken
             before, num_own = tokens.k.shape[1], rows.num_own
             offset = torch.arange(int(fill.max()), device=fill.device)
             inside = offset < rows.fill[:, None]
-            own = before + taken[:, None] + offset - rows.fill[:, None]
+            own = before + rows.taken[:, None] + offset - rows.fill[:, None]
             index = torch.where(inside, offset, own).clamp(max=before + num_own - 1)
             number = torch.arange(len(fill), device=fill.device)[:, None]
             index = index + number * (before + num_own)
             tokens = map_numbers(cat_tokens, tokens, rows.own)
             tokens = tokens.map(lambda x: rows_of(x, index))
         number = torch.arange(len(fill), device=fill.device)
-        start = torch.zeros_like(fill)
-        return SharedFastState(rows.bank, tokens, number, start, fill, rows.room)
+        none = torch.zeros_like(fill)
+        return SharedFastState(rows.bank, tokens, number, none, fill, none, rows.room)
 
     def fork(self, n: int) -> SharedFastState:
         """Every row ``n`` times, sharing its prefix."""
@@ -154,21 +137,19 @@ class SharedFastState:
         full = (self.count() == rule.chunk_size).nonzero().flatten()  # prefixes
         if len(full) == 0:  # the rows that were are not among these any more
             return replace(self, room=rule.chunk_size - int(self.count().max()))
-        copies, device = self.copies, full.device
-        rows = full[:, None] * copies + torch.arange(copies, device=device)
-        rows = rows.flatten()
+        copies = self.copies
+        rows = (full[:, None] * copies + torch.arange(copies, device=full.device)).flatten()
         found, kept = self._direction(full, rows)
         before = self.bank.states.map(lambda w: w.index_select(0, self.bank.index[full]))
         before = before.map(lambda w: w.repeat_interleave(copies, 0))
         momentum = None if kept is None else kept / rule.chunk_size
         after = step(before, found, momentum, norms, rule)
         spread = self.spread()
-        taken = torch.zeros_like(spread.fill) if spread.taken is None else spread.taken
         result = replace(
             spread,
             bank=spread.bank.replace(rows, after),
             fill=spread.fill.index_fill(0, rows, 0),
-            taken=taken.index_fill(0, rows, self.num_own),
+            taken=spread.taken.index_fill(0, rows, self.num_own),
         )
         return replace(result, room=rule.chunk_size - int(result.count().max()))
 
@@ -188,10 +169,8 @@ class SharedFastState:
             kept = None if kept is None else kept.repeat_interleave(self.copies, 0)
         if self.own is not None:
             own = self.own.map(lambda x: x.index_select(0, rows))
-            inside = torch.ones(own.k.shape[:2], dtype=torch.bool, device=full.device)
-            if self.taken is not None:
-                taken = self.taken[full].repeat_interleave(self.copies)[:, None]
-                inside = torch.arange(own.k.shape[1], device=full.device) >= taken
+            taken = self.taken[full].repeat_interleave(self.copies)[:, None]
+            inside = torch.arange(own.k.shape[1], device=full.device) >= taken
             weights = weights.map(lambda w: w.repeat_interleave(self.copies, 0))
             more, more_kept = _masked_direction(weights, own, inside)
             if found is None:

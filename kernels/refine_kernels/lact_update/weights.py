@@ -31,10 +31,6 @@ class FastState(NamedTuple):
     main: FastWeights | None = None  # with pre-norm: the unnormalised copy that is added to
     last: FastWeights | None = None  # with momentum: the direction of the chunk before
 
-    def parts(self) -> tuple[FastWeights, ...]:
-        """The parts that there are."""
-        return tuple(part for part in self if part is not None)
-
     def map(self, function: Callable[[Tensor], Tensor]) -> FastState:
         """The function of each matrix."""
         return map_numbers(function, self)

@@ -32,6 +32,7 @@ class WindowTrail:
             row.expand_as(positions).flatten(),
             (positions + self.lead).flatten(),
             before.clamp(max=self.window - 1).flatten(),
+            self.window,
         )
 
 
@@ -58,7 +59,7 @@ def window_attention(
         raise ValueError(f"window {window}: each token sees at least itself")
     lead, before = 0, None
     if state is not None:
-        rows = state.fold(window)
+        rows = state.fold()
         lead, before = rows.keys.shape[1], rows.count
         k = torch.cat([rows.keys.to(k.dtype), k], 1)
         v = torch.cat([rows.values.to(v.dtype), v], 1)

@@ -26,6 +26,7 @@ class SharedWindow:
     row: Tensor  # [G] int64, row of keys and values
     end: Tensor  # [G] int64, where in it the prefix ends
     count: Tensor  # [G] int64, tokens of the prefix that can be seen, at most window - 1
+    window: int  # tokens that each sees, itself included
     copies: int = 1  # N
     own_keys: Tensor | None = None  # [R, o, H, d] read since
     own_values: Tensor | None = None  # [R, o, H, d]
@@ -38,49 +39,49 @@ class SharedWindow:
     def select(self, rows: Tensor) -> SharedWindow:
         """The rows ``rows [M]`` int64."""
         group = rows // self.copies
-        return SharedWindow(
-            self.keys,
-            self.values,
-            self.row[group],
-            self.end[group],
-            self.count[group],
-            1,
-            None if self.own_keys is None else self.own_keys[rows],
-            None if self.own_values is None else self.own_values[rows],
+        return replace(
+            self,
+            row=self.row[group],
+            end=self.end[group],
+            count=self.count[group],
+            copies=1,
+            own_keys=None if self.own_keys is None else self.own_keys[rows],
+            own_values=None if self.own_values is None else self.own_values[rows],
         )
 
-    def prefix(self, window: int) -> tuple[Tensor, Tensor]:
+    def prefix(self) -> tuple[Tensor, Tensor]:
         """Keys and values ``[G, P, H, d]``, the last ones those of the prefix's last token.
 
         Only a row's last ``count`` ones are real.
         """
         length = self.keys.shape[1]
-        width = min(window - 1, length)
+        width = min(self.window - 1, length)
         index = self.end[:, None] - width + torch.arange(width, device=self.end.device)
         index = index.clamp(0, max(length - 1, 0)) + self.row[:, None] * length
         return rows_of(self.keys, index), rows_of(self.values, index)
 
-    def fold(self, window: int) -> SharedWindow:
+    def fold(self) -> SharedWindow:
         """``R`` prefixes that hold their own tokens, and nothing outside their windows."""
         rows = self.select(torch.arange(len(self.row) * self.copies, device=self.row.device))
-        keys, values = rows.prefix(window)
+        keys, values = rows.prefix()
         if rows.own_keys is not None and rows.own_values is not None:
             keys = torch.cat([keys, rows.own_keys], 1)
             values = torch.cat([values, rows.own_values], 1)
-        surplus = max(keys.shape[1] - (window - 1), 0)
+        surplus = max(keys.shape[1] - (self.window - 1), 0)
         keys, values = keys[:, surplus:], values[:, surplus:]
         if surplus:  # a view would keep what it leaves out
             keys, values = keys.contiguous(), values.contiguous()
-        count = (rows.count + rows.num_own).clamp(max=window - 1)
+        count = (rows.count + rows.num_own).clamp(max=self.window - 1)
         number = torch.arange(len(count), device=count.device)
-        return SharedWindow(keys, values, number, torch.full_like(count, keys.shape[1]), count)
+        end = torch.full_like(count, keys.shape[1])
+        return SharedWindow(keys, values, number, end, count, self.window)
 
-    def fork(self, n: int, window: int) -> SharedWindow:
+    def fork(self, n: int) -> SharedWindow:
         """Every row ``n`` times, sharing its prefix."""
-        rows = self if self.copies == 1 and self.own_keys is None else self.fold(window)
+        rows = self if self.copies == 1 and self.own_keys is None else self.fold()
         return replace(rows, copies=n)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, SharedWindow]:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, SharedWindow]:
         """Read ``t`` tokens ``[R, t, H, d]`` of each of the ``R`` rows; made for a few tokens.
 
         Returns:
@@ -91,14 +92,14 @@ class SharedWindow:
             k = torch.cat([self.own_keys.to(k.dtype), k], 1)
             v = torch.cat([self.own_values.to(v.dtype), v], 1)
         after = replace(self, own_keys=k, own_values=v)
-        keys, values = (x.to(q.dtype) for x in self.prefix(window))
+        keys, values = (x.to(q.dtype) for x in self.prefix())
         width = keys.shape[1]
         device = q.device
         time = torch.arange(earlier, earlier + length, device=device)[:, None]
         own = torch.arange(earlier + length, device=device)
-        hidden_own = (own > time) | (own <= time - window)  # [t, o + t]
+        hidden_own = (own > time) | (own <= time - self.window)  # [t, o + t]
         away = width - torch.arange(width, device=device)  # to the prefix's end
-        hidden = (away > self.count[:, None])[:, None] | (away + time >= window)  # [G, t, P]
+        hidden = (away > self.count[:, None])[:, None] | (away + time >= self.window)  # [G, t, P]
 
         def by_prefix(x: Tensor) -> Tensor:  # [R, t, H, d] to [G, H, N * t, d]
             return x.unflatten(0, (-1, self.copies)).flatten(1, 2).transpose(1, 2)
@@ -124,5 +125,5 @@ class SharedWindow:
         seen = seen.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
         result = (output + seen).transpose(1, 2)
         if after.num_own >= (FOLD_AT if self.copies == 1 else FOLD_COPIES_AT):
-            after = after.fold(window)
+            after = after.fold()
         return result, after

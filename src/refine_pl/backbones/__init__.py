@@ -11,7 +11,8 @@ from refine_pl.backbones.base import (
 )
 from refine_pl.backbones.delta_net import DeltaNet, DeltaNetOptions
 from refine_pl.backbones.gated_delta_net import GatedDeltaNet, GatedDeltaNetOptions
-from refine_pl.backbones.lact import LaCT, LaCTOptions
+from refine_pl.backbones.lact import LaCT
+from refine_pl.backbones.lact_options import LaCTOptions
 from refine_pl.backbones.pretrained import load_pretrained, save_pretrained
 
 __all__ = [

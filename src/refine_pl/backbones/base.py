@@ -11,7 +11,8 @@ Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` fork
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -38,16 +39,27 @@ class LayerState:
     """What one layer carries from token to token, for ``R`` rows. Never changed in place.
 
     A dataclass; its tensors are found in its fields, however deep inside. Where each has a row of
-    its own for every row of the state, there is nothing more to say.
+    its own for every row of the state, there is nothing more to say. A field that shares rows
+    between copies has ``select`` and ``fork`` of its own.
     """
 
     def select(self, rows: Tensor) -> Self:
         """The rows ``rows [M]`` int64."""
-        return map_tensors(lambda x: x[rows], self)
+        return self._each("select", rows, lambda x: x[rows])
 
     def fork(self, n: int) -> Self:
-        """Every row ``n`` times, one after the other; override to share between the copies."""
-        return map_tensors(lambda x: x.repeat_interleave(n, 0), self)
+        """Every row ``n`` times, one after the other."""
+        return self._each("fork", n, lambda x: x.repeat_interleave(n, 0))
+
+    def _each(self, own: str, argument: Any, rows: Callable[[Tensor], Tensor]) -> Self:
+        """Each field by its ``own`` method if it has one, or else the ``rows`` of its tensors."""
+
+        def made(value: Any) -> Any:
+            if hasattr(value, own) and not isinstance(value, Tensor):
+                return getattr(value, own)(argument)
+            return map_tensors(rows, value)
+
+        return type(self)(*(made(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every floating-point tensor that is held."""

@@ -13,8 +13,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions
+from refine_pl.backbones.options import whole
 from refine_pl.backbones.stack import StackedLM
-from refine_pl.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +46,20 @@ class DeltaNetOptions(DeltaRuleOptions):
     @property
     def key_width(self) -> int:
         """Of a head."""
-        return self._head_width("expand_k", self.expand_k)
+        return self._head_width("expand_k")
 
     @property
     def value_width(self) -> int:
         """Of a head."""
-        return self._head_width("expand_v", self.expand_v)
+        return self._head_width("expand_v")
 
-    def _head_width(self, name: str, expand: float) -> int:
-        width = self.hidden_size * expand / self.num_heads
-        if width < 1 or width != int(width):
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} x {name} {expand:g} / num_heads {self.num_heads} "
-                f"= {width:g} is not a whole head width",
-                allowed="a positive integer",
-                way_out="choose num_heads so that it divides the width",
-            )
-        return int(width)
+    def _head_width(self, expand: str) -> int:
+        hidden_size, factor, heads = self.hidden_size, getattr(self, expand), self.num_heads
+        return whole(
+            f"hidden_size {hidden_size} x {expand} {factor:g} / num_heads {heads}",
+            hidden_size * factor / heads,
+            way_out="choose num_heads so that it divides the width",
+        )
 
 
 class DeltaNetMixer(DeltaRuleMixer):

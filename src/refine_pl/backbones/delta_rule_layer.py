@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from itertools import zip_longest
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,6 @@ from refine_pl.backbones.stack import Mixer, RMSNorm
 
 # Rows that continue a state by fewer tokens than this keep their writes beside the state.
 SHORT = 16
-
-_NO_TAILS = (None, None, None)  # of the convolutions of q, k and v
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +90,17 @@ class DeltaRuleState(LayerState):
     rule: SharedState
     tails: tuple[Tensor, ...]  # each [R, conv_size - 1, channels]; empty without convolutions
 
-    def select(self, rows: Tensor) -> Self:
-        """The rows ``rows [M]`` int64."""
-        return type(self)(self.rule.select(rows), tuple(t[rows] for t in self.tails))
 
-    def fork(self, n: int) -> Self:
-        """Every row ``n`` times, sharing its matrix."""
-        tails = tuple(t.repeat_interleave(n, 0) for t in self.tails)
-        return type(self)(self.rule.fork(n), tails)
+class _ConvInputs(NamedTuple):
+    """What went into the convolutions, so that their states at any position can be gathered."""
 
-
-class _ConvInput(NamedTuple):
-    """What went into a convolution, so that its state at any position can be gathered."""
-
-    inputs: Tensor  # [B, T, channels]
-    tail: Tensor | None  # [B, conv_size - 1, channels] before the first
+    inputs: tuple[Tensor, ...]  # each [B, T, channels]; none without convolutions
+    tails: tuple[Tensor, ...]  # each [B, conv_size - 1, channels] before the first; or none
     width: int
 
-    def at(self, positions: Tensor) -> Tensor:
-        return conv_tail_at(self.inputs, self.tail, positions, self.width)
+    def at(self, positions: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip_longest(self.inputs, self.tails)
+        return tuple(conv_tail_at(x, tail, positions, self.width) for x, tail in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +108,13 @@ class DeltaRuleLayerTrail(LayerTrail):
     """The recurrence's trail beside the inputs of the convolutions."""
 
     rule: DeltaRuleOutput
-    convs: tuple[_ConvInput, ...]
+    convs: _ConvInputs
 
     def at(self, positions: Tensor) -> DeltaRuleState:
         """The state after ``positions [B, S]`` tokens, rows flattened to ``B * S``."""
         assert self.rule.trail is not None
         matrix = self.rule.trail.at(positions)
-        return DeltaRuleState(SharedState(matrix), tuple(c.at(positions) for c in self.convs))
+        return DeltaRuleState(SharedState(matrix), self.convs.at(positions))
 
 
 class _Projected(NamedTuple):
@@ -184,7 +175,7 @@ class DeltaRuleMixer(Mixer):
         self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
         self.add_strengths(options)
-        self.has_convs = options.use_short_conv
+        self.has_convs, self.conv_size = options.use_short_conv, width
         if self.has_convs:
             self.q_conv1d = ShortConv(key_size, width, silu_qk)
             self.k_conv1d = ShortConv(key_size, width, silu_qk)
@@ -217,7 +208,7 @@ class DeltaRuleMixer(Mixer):
             main = main.masked(layout.mask)
         tails = () if state is None else state.tails
         inputs = self._enter(main, tails)
-        convs = self._conv_inputs(main, tails)
+        convs = _ConvInputs(tuple(main[:3]) if self.has_convs else (), tails, self.conv_size)
         short = layout.length < SHORT and not keep_trail and layout.forks is None
         trail = None
         if state is not None and short:
@@ -234,8 +225,7 @@ class DeltaRuleMixer(Mixer):
             )
             output, rule_state = result.output, SharedState(result.state)
             trail = DeltaRuleLayerTrail(result, convs)
-        end = layout.num_tokens[:, None]
-        after = DeltaRuleState(rule_state, tuple(conv.at(end) for conv in convs))
+        after = DeltaRuleState(rule_state, convs.at(layout.num_tokens[:, None]))
         fork_output = None
         if layout.forks is not None and fork is not None and trail is not None:
             forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])
@@ -245,21 +235,13 @@ class DeltaRuleMixer(Mixer):
         y = self._leave(layout.join(output, fork_output), x)
         return y, after, trail if keep_trail else None
 
-    def _convs(self) -> list[ShortConv]:
-        return [self.q_conv1d, self.k_conv1d, self.v_conv1d] if self.has_convs else []
-
-    def _conv_inputs(
-        self, tokens: _Projected, tails: Sequence[Tensor | None]
-    ) -> tuple[_ConvInput, ...]:
-        convs = zip(self._convs(), tokens[:3], tails or _NO_TAILS, strict=False)
-        return tuple(_ConvInput(part, tail, c.weight.shape[-1]) for c, part, tail in convs)
-
-    def _enter(self, tokens: _Projected, tails: Sequence[Tensor | None]) -> _Projected:
+    def _enter(self, tokens: _Projected, tails: tuple[Tensor, ...]) -> _Projected:
         """Projections ``[R, t, channels]`` to what enters the recurrence ``[R, t, H, width]``."""
         q, k, v, beta, log_decay = tokens
         if self.has_convs:  # they bring their own SiLU
-            convs = zip(self._convs(), (q, k, v), tails or _NO_TAILS, strict=True)
-            q, k, v = (conv(part, tail) for conv, part, tail in convs)
+            convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+            each = zip_longest(convs, (q, k, v), tails)
+            q, k, v = (conv(x, tail) for conv, x, tail in each)
         else:
             v = F.silu(v)
             if self.silu_qk:

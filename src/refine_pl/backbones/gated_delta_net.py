@@ -16,6 +16,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions
+from refine_pl.backbones.options import whole
 from refine_pl.backbones.stack import StackedLM
 from refine_pl.errors import ConfigError
 
@@ -57,15 +58,8 @@ class GatedDeltaNetOptions(DeltaRuleOptions):
     @property
     def value_width(self) -> int:
         """Of a head of v."""
-        exact = self.head_dim * self.expand_v
-        width = round(exact)
-        if width < 1 or not math.isclose(width, exact, rel_tol=1e-5):
-            raise ConfigError(
-                f"head_dim {self.head_dim} x expand_v {self.expand_v:g} = {exact:g} is not a whole "
-                "width of a value head",
-                allowed="a positive integer",
-            )
-        return width
+        what = f"head_dim {self.head_dim} x expand_v {self.expand_v:g}"
+        return whole(what, self.head_dim * self.expand_v)
 
     @property
     def value_heads(self) -> int:

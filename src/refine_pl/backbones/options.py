@@ -6,6 +6,7 @@ One dataclass per model states each field and its default once: the constructor,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -123,6 +124,21 @@ def require(name: str, value: object, allowed: tuple[object, ...], why: str) -> 
             where=f"backbone option {name}",
             allowed=", ".join(repr(option) for option in allowed),
         )
+
+
+def whole(what: str, width: float, way_out: str | None = None) -> int:
+    """A ``width`` that must be a positive integer, but for the rounding of a published factor.
+
+    Raises:
+        ConfigError: it is not; ``what`` says how it came about.
+    """
+    if width < 1 or not math.isclose(width, round(width), rel_tol=1e-5):
+        raise ConfigError(
+            f"{what} = {width:g} is not a whole head width",
+            allowed="a positive integer",
+            way_out=way_out,
+        )
+    return round(width)
 
 
 def _plain(value: Any) -> Any:

@@ -58,16 +58,22 @@ def load_pretrained(
     folder = find_folder(path_or_name, revision)
     config = read_json(folder / CONFIG)
     cls = model_class(config, folder / CONFIG)
-    own: dict[str, Any] = {"activation_checkpointing": activation_checkpointing}
     hints = get_type_hints(cls.options_class)
     allowed = get_args(hints.get("backend", Literal["auto"]))
     if backend not in allowed:
         raise ConfigError(f"{cls.__name__} has no backend {backend!r}", allowed=", ".join(allowed))
-    if "backend" in hints:
-        own["backend"] = backend
+    own: dict[str, Any] = {"backend": backend} if "backend" in hints else {}
+    own["activation_checkpointing"] = activation_checkpointing
     policy = build(config, folder / CONFIG, **own)
     weights = {name: tensor.float() for name, tensor in read_weights(folder).items()}
-    weights = _without_unused(weights, cls.options_class.unused_weights, folder)
+    pattern = cls.options_class.unused_weights
+    unused = [name for name in weights if pattern and re.fullmatch(pattern, name)]
+    if unused:
+        warnings.warn(
+            f"{folder}: left out {some(unused)}, which no version of the model uses", stacklevel=2
+        )
+    for name in unused:
+        del weights[name]
     if policy.tied:
         _tie(weights, folder)
     return load_weights(policy, weights, folder).requires_grad_(True)
@@ -76,15 +82,27 @@ def load_pretrained(
 def load_weights(policy: StackedLM, weights: Mapping[str, Tensor], where: Path | str) -> StackedLM:
     """The policy, made on the meta device, with these very tensors as its weights.
 
-    Args:
-        policy: takes the tensors.
-        weights: one for each of the policy's.
-        where: for messages.
-
     Raises:
-        CheckpointError: listing what is missing, unexpected or of another shape.
+        CheckpointError: listing what is missing, unexpected or of another shape; ``where`` it is.
     """
-    check_weights(policy, weights, where)
+    expected = policy.state_dict()
+    found = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [
+            f"{name} {list(weights[name].shape)}, expected {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    problems = [f"{len(names)} {kind}: {some(names)}" for kind, names in found.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"the weights do not fit {type(policy).__name__} as its configuration describes it: "
+            + "; ".join(problems),
+            where=str(where),
+            way_out="check that config.json belongs to these weights",
+        )
     policy.load_state_dict(weights, assign=True)
     if policy.tied:
         policy.tie()
@@ -94,10 +112,7 @@ def load_weights(policy: StackedLM, weights: Mapping[str, Tensor], where: Path |
 def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> StackedLM:
     """The model that a configuration describes, on the meta device: without any weights.
 
-    Args:
-        config: published fields, ``model_type`` among them.
-        where: the file, for messages.
-        options: options that are not published.
+    ``where`` is the file, for messages; ``options`` are those that are not published.
 
     Raises:
         CheckpointError: another kind of model, or options that it does not have.
@@ -164,38 +179,6 @@ def model_class(config: Mapping[str, Any], where: Path | str) -> Any:
     return MODELS[kind]
 
 
-def check_weights(policy: FastWeightLM, weights: Mapping[str, Tensor], where: Path | str) -> None:
-    """Every key and every shape of ``weights`` must be the policy's.
-
-    Raises:
-        CheckpointError: listing what is missing, unexpected or misshapen.
-    """
-    expected = policy.state_dict()
-    missing = [name for name in expected if name not in weights]
-    unexpected = [name for name in weights if name not in expected]
-    misshapen = [
-        f"{name} {list(weights[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    problems = [
-        f"{len(names)} {kind}: {some(names)}"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"the weights do not fit {type(policy).__name__} as its configuration describes it: "
-            + "; ".join(problems),
-            where=str(where),
-            way_out="check that config.json belongs to these weights",
-        )
-
-
 def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     """The arguments that a configuration gives to its class; what that does not know must be off.
 
@@ -206,7 +189,8 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
     cls = model_class(config, where)
     options = cls.options_class
     known = inspect.signature(options).parameters
-    given, idle = {}, {}
+    given: dict[str, Any] = {}
+    idle: dict[str, Any] = {}
     off: list[str] = []
     unknown: list[str] = []
     for name, value in config.items():
@@ -235,17 +219,6 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
             stacklevel=3,
         )
     return given | {"idle": idle} if idle else given
-
-
-def _without_unused(
-    weights: dict[str, Tensor], pattern: str | None, where: Path | str
-) -> dict[str, Tensor]:
-    unused = [name for name in weights if pattern and re.fullmatch(pattern, name)]
-    if unused:
-        warnings.warn(
-            f"{where}: left out {some(unused)}, which no version of the model uses", stacklevel=3
-        )
-    return {name: tensor for name, tensor in weights.items() if name not in unused}
 
 
 def _tie(weights: dict[str, Tensor], where: Path | str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from refine_kernels.lact_update.cost import Sizes, costs, is_compiled, keep_memory
-from refine_pl.backbones.lact_mixer import LaCTMixer
+from refine_pl.backbones.lact import LaCTMixer
 
 
 def chunk_loop(
