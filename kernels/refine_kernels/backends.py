@@ -71,26 +71,16 @@ def choose(
 
 def report() -> list[Choice]:
     """Every implementation of every operation, and what ``auto`` picks on this machine."""
-    missing = fla_missing()
-    rows = [
-        Choice("delta_rule", "fla", missing is None, missing or "CUDA, in bfloat16 or float16"),
-        Choice(
-            "delta_rule",
-            "torch",
-            missing is not None,
-            "chunked, own backward" if missing else "used for float32 and float64 only",
-        ),
-    ]
+    fla, compiler = fla_missing(), compiler_missing()
+    chunked = "chunked, own backward" if fla else "used for float32 and float64 only"
     long_rows = "but for long rows in float32 on a CPU: element-wise work"
-    rows += [
+    return [
+        Choice("delta_rule", "fla", fla is None, fla or "CUDA, in bfloat16 or float16"),
+        Choice("delta_rule", "torch", fla is not None, chunked),
         Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),
-        Choice("lact_update", "compiled", False, compiler_missing() or long_rows),
+        Choice("lact_update", "compiled", False, compiler or long_rows),
+        Choice("delta_rule_shared", "torch", True, "short continuations of shared states"),
+        Choice("short_conv", "torch", True, "own backward on the CPU, conv1d on CUDA"),
+        Choice("window_attention", "torch", True, "blocks of queries, scaled dot products"),
+        Choice("token_stats", "torch", True, "blocks of tokens, recomputed in the backward pass"),
     ]
-    for op, reason in (
-        ("delta_rule_shared", "short continuations of shared states"),
-        ("short_conv", "own backward on the CPU, conv1d on CUDA"),
-        ("window_attention", "blocks of queries, scaled dot products"),
-        ("token_stats", "blocks of tokens, recomputed in the backward pass"),
-    ):
-        rows.append(Choice(op, "torch", True, reason))
-    return rows

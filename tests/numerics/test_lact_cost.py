@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from refine_kernels.lact_update import FastWeights, cost, lact_update
+from refine_kernels.lact_update import cost, lact_update
+from refine_kernels.records import map_numbers
 
 CPU = torch.device("cpu")
 
@@ -23,10 +24,9 @@ def test_the_products_are_those_of_the_loop(length):
     sizes = cost.Sizes(length=length, heads=3, width=8, chunk_size=16, inner=12, batch=2)
     q, tokens, initial = cost.problem(sizes, CPU, torch.float32)
     products = cost._Products(sizes, CPU, torch.float32)
-    leaves = [x.requires_grad_() for x in (q, *tokens.tensors(), *initial)]
-    fast, start = cost._tokens_of(leaves[1:-3]), FastWeights(*leaves[-3:])
+    leaves = map_numbers(lambda x: x.requires_grad_(), (q, tokens, initial))
     with counter() as loop_forward:
-        output = lact_update(leaves[0], fast, start, sizes.rule, backend="torch").output
+        output = lact_update(*leaves, sizes.rule, backend="torch").output
     with counter() as loop_backward:
         output.sum().backward()
     with counter() as forward:

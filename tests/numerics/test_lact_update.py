@@ -8,6 +8,7 @@ from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.reading import read
 from refine_kernels.lact_update.reference import lact_reference
 from refine_kernels.lact_update.step import newton_schulz
+from refine_kernels.records import numbers
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -62,7 +63,7 @@ def test_equals_definition(rule, momentum, length):
     )
     torch.testing.assert_close(got.output, expected, rtol=1e-10, atol=1e-10)
     assert len(got.trail.entering) == -(-length // rule.chunk_size)
-    inputs = [q, *tokens.tensors(), *initial]
+    inputs = [q, *numbers(tokens), *initial]
     weight = draw(*expected.shape, seed=9).detach()
     wanted = torch.autograd.grad((expected * weight).sum(), inputs, allow_unused=True)
     actual = torch.autograd.grad((got.output * weight).sum(), inputs, allow_unused=True)
@@ -103,7 +104,7 @@ def test_the_direction_is_a_gradient():
 def test_blocks_change_nothing(elements, tokens, number, monkeypatch):
     """Blocks of some tokens, of one head, of some heads, of several rows; and smaller last ones."""
     q, brought, initial = problem(90, batch=3, heads=3)
-    inputs = [q, *brought.tensors(), *initial]
+    inputs = [q, *numbers(brought), *initial]
 
     def run():
         output = lact_update(q, brought, initial, UpdateRule(40)).output
@@ -120,7 +121,7 @@ def test_blocks_change_nothing(elements, tokens, number, monkeypatch):
 def test_gradients_of_a_part_and_twice():
     """Chunks pass their tokens' gradients on: also where only some have any, and once more."""
     q, tokens, initial = problem(23)
-    inputs = [*tokens.tensors(), *initial]
+    inputs = [*numbers(tokens), *initial]
     result = lact_update(q, tokens, initial, UpdateRule(5))
     outputs = result.output.split(5, 1)
     states = [each.applied.w0 for each in result.trail.entering]
@@ -154,7 +155,7 @@ def test_newton_schulz_makes_singular_values_alike(shape):
 
 def test_float32_for_smaller_types():
     q, tokens, initial = problem(11)
-    low = [x.detach().bfloat16() for x in (q, *tokens.tensors())]
+    low = [x.detach().bfloat16() for x in (q, *numbers(tokens))]
     weights = initial.map(lambda w: w.detach().bfloat16())
     result = lact_update(low[0], FastTokens(*low[1:]), weights, UpdateRule(4))
     assert result.output.dtype == torch.bfloat16

@@ -24,6 +24,7 @@ from refine_kernels.lact_update.compiled import choose
 from refine_kernels.lact_update.interface import lact_update
 from refine_kernels.lact_update.terms import EAGER
 from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
+from refine_kernels.records import map_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,9 @@ def costs(
             lact_update(q, tokens, initial, sizes.rule, backend=backend)
 
     def both() -> None:
-        leaves = [x.detach().requires_grad_() for x in (q, *tokens.tensors(), *initial)]
-        fast = _tokens_of(leaves[1:-3])
-        start = FastWeights(*leaves[-3:])
-        result = lact_update(leaves[0], fast, start, sizes.rule, backend=backend)
-        result.output.backward(gradient)
+        given = (q, tokens, initial)
+        leaves = map_numbers(lambda x: x.detach().requires_grad_(), given)
+        lact_update(*leaves, sizes.rule, backend=backend).output.backward(gradient)
 
     def products_both() -> None:
         products.forward()
@@ -139,11 +138,6 @@ def costs(
         _in_turn("forward", forward, products.forward, repeats, device),
         _in_turn("forward and backward", both, products_both, repeats, device),
     ]
-
-
-def _tokens_of(leaves: list[Tensor]) -> FastTokens:
-    """Tokens made of the ``leaves``: keys, values, rates, and momentum if there is any."""
-    return FastTokens(leaves[0], leaves[1], leaves[2], leaves[3] if len(leaves) > 3 else None)
 
 
 def _in_turn(

@@ -89,14 +89,19 @@ def lact_update(
             output, states = _scan(q, tokens, entering, norms, rule, terms)
             return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
         rows = state.fold()
-        index = _aligned(rows.fill, rows.source.k.shape[1], length)
-        tokens = map_numbers(cat_tokens, rows.source, tokens).map(lambda x: rows_of(x, index))
-        queries = rows_of(q, _new(rows.fill, tokens.k.shape[1], length))
+        # Tokens of a row's unfinished chunk, ``fill`` of the ``before`` that are kept, come first.
+        fill, before = rows.fill[:, None], rows.source.k.shape[1]
+        offset = torch.arange(before + length, device=q.device)
+        shifted = (offset + before - fill).clamp(max=before + length - 1)
+        index = torch.where(offset < fill, offset, shifted)
+        number = torch.arange(batch, device=q.device)[:, None]
+        joined = map_numbers(cat_tokens, rows.source, tokens)
+        tokens = joined.map(lambda x: rows_of(x, index + number * (before + length)))
+        # It has no queries: any stands in.
+        queries = rows_of(q, (offset - fill).clamp(0, length - 1) + number * length)
         entering = rows.bank.states.map(lambda w: w.index_select(0, rows.bank.index))
         output, states = _scan(queries, tokens, entering, norms, rule, terms)
-        new = torch.arange(length, device=q.device) + rows.fill[:, None]
-        number = torch.arange(batch, device=q.device)[:, None]
-        output = rows_of(output, new + number * output.shape[1])
+        output = rows_of(output, offset[:length] + fill + number * output.shape[1])
         return FastOutput(output, FastTrail(states, tokens, rows.fill, rule.chunk_size))
 
 
@@ -127,26 +132,6 @@ def _scan(
     # What is read changes no weights, so all chunks are read at once.
     output = read([each.applied for each in entering], q.to(dtype), size, terms)
     return output.to(q.dtype), entering
-
-
-def _aligned(fill: Tensor, before: int, length: int) -> Tensor:
-    """Where the tokens of a row are, with those of its unfinished chunk first ``[B, E]``.
-
-    The index goes into ``[B, before + length]``: tokens of unfinished chunks, of which row b has
-    ``fill[b]``, and then the new ones.
-    """
-    offset = torch.arange(before + length, device=fill.device)
-    shifted = (offset + before - fill[:, None]).clamp(max=before + length - 1)
-    index = torch.where(offset < fill[:, None], offset, shifted)
-    number = torch.arange(len(fill), device=fill.device)[:, None]
-    return index + number * (before + length)
-
-
-def _new(fill: Tensor, width: int, length: int) -> Tensor:
-    """The same for queries, of which the unfinished chunk has none: any stands in."""
-    offset = torch.arange(width, device=fill.device)
-    number = torch.arange(len(fill), device=fill.device)[:, None]
-    return (offset - fill[:, None]).clamp(0, length - 1) + number * length
 
 
 def _check(q: Tensor, tokens: FastTokens, initial: FastWeights) -> None:

@@ -48,10 +48,6 @@ class FastTokens(NamedTuple):
         """The function of each tensor."""
         return map_numbers(function, self)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that there are."""
-        return tuple(x for x in self if x is not None)
-
 
 @dataclass(frozen=True, slots=True)
 class UpdateRule:
