@@ -7,7 +7,7 @@ from pathlib import Path
 import command_line
 import pytest
 
-from refine_pl.benchmark import equality
+from refine_pl.benchmark.arms import Equality
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "tiny_mid.yaml")
 SMALL = [
@@ -59,7 +59,7 @@ def test_the_chunk_loop_of_lact(tmp_path):
 
 
 def test_nothing_is_timed_when_the_arms_differ(monkeypatch):
-    apart = equality.Equality(same_tokens=0.5, logprobs=1.0, loss=0.1, gradient=0.2)
+    apart = Equality(same_tokens=0.5, logprobs=1.0, loss=0.1, gradient=0.2)
     monkeypatch.setattr("refine_pl.commands.bench.compare", lambda *_: apart)
     outcome = command_line.run("bench", "--config", RECIPE, *SMALL)
     assert outcome.code == 1

@@ -87,24 +87,17 @@ class LaCTOptions(StackOptions):
         hidden, width = self.hidden_size, self.fast_width
         for name in ("num_attn_heads", "num_lact_heads"):
             if hidden % getattr(self, name):
-                raise ConfigError(
-                    f"hidden_size {hidden} is not a multiple of {name} {getattr(self, name)}",
-                    allowed="heads of a whole width",
-                )
+                what = f"hidden_size {hidden} is not a multiple of {name} {getattr(self, name)}"
+                raise ConfigError(what, allowed="heads of a whole width")
         if self.head_width % 2:
-            raise ConfigError(
-                f"attention heads of width {self.head_width} cannot be rotated",
-                allowed="an even width, hidden_size / num_attn_heads",
-            )
+            what = f"attention heads of width {self.head_width} cannot be rotated"
+            raise ConfigError(what, allowed="an even width, hidden_size / num_attn_heads")
         if self.inner_width < 1:
-            raise ConfigError(
-                f"inter_multi {self.inter_multi:g} leaves fast weights without a width"
-            )
+            what = f"inter_multi {self.inter_multi:g} leaves fast weights without a width"
+            raise ConfigError(what, allowed="an inner width of at least 1")
         if self.lr_dim != 1 and not self.lr_dim == width == self.inner_width:
-            raise ConfigError(
-                f"lr_dim {self.lr_dim} does not fit fast heads of width {width}",
-                allowed=f"1, or {width} if inter_multi is 1",
-            )
+            what = f"lr_dim {self.lr_dim} does not fit fast heads of width {width}"
+            raise ConfigError(what, allowed=f"1, or {width} if inter_multi is 1")
 
     @property
     def head_width(self) -> int:

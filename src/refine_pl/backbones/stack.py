@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -185,25 +186,22 @@ class StackedLM(FastWeightLM):
         layout, flat = _layout(tokens, num_tokens, forks)
         x = self.model.embeddings(flat)
         states, trails = [], []
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.model.layers):
-            layer_state = None if state is None else state.layers[i]
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x, layer_state, trail = checkpoint(
-                    block, x, layout, layer_state, keep_trail, use_reentrant=False
-                )
-            else:
-                x, layer_state, trail = block(x, layout, layer_state, keep_trail)
-            states.append(cast(LayerState, layer_state))
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            before = None if state is None else state.layers[i]
+            x, layer_state, trail = run(x, layout, before, keep_trail)
+            states.append(layer_state)
             trails.append(trail)
         main, fork = layout.split(self.model.norm(x))
-        before = torch.zeros_like(layout.num_tokens) if state is None else state.num_tokens
+        num_before = torch.zeros_like(layout.num_tokens) if state is None else state.num_tokens
         if forks is not None and fork is not None:
             fork = fork.view(*forks.tokens.shape, self.hidden_size)
         return LMOutput(
             hidden=main,
-            state=State(tuple(states), before + layout.num_tokens),
+            state=State(tuple(states), num_before + layout.num_tokens),
             fork_hidden=fork,
-            trail=StateTrail(tuple(trails), before) if keep_trail else None,
+            trail=StateTrail(tuple(trails), num_before) if keep_trail else None,
         )
 
 

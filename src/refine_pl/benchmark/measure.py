@@ -1,4 +1,4 @@
-"""Interleaved repeats of all arms, their medians and spread, and the memory of one more."""
+"""Interleaved repeats of all arms, their medians, spread and memory, and a table of them."""
 
 from __future__ import annotations
 
@@ -96,3 +96,54 @@ def measure(
             arm.run(updater, batch)
         result.peak_bytes = memory.peak_bytes
     return results
+
+
+PARTS = ("prefill", "select", "rollout", "reward", "update")
+
+
+def render(results: Sequence[Result], tokens: int) -> str:
+    """A row for each arm: seconds, ratio to the first, parts, tokens/s and peak memory.
+
+    Args:
+        results: the first one is what the others are compared with.
+        tokens: of the sequences of one update.
+    """
+    header = ["", "seconds", "min-max", "x SFT", *PARTS, "tokens/s", "peak GiB", "x SFT"]
+    rows = [header]
+    base = results[0]
+    for result in results:
+        rows.append(
+            [
+                result.name,
+                f"{result.median_s:.3f}",
+                f"{min(result.seconds):.2f}-{max(result.seconds):.2f}",
+                f"{result.ratio:.2f}",
+                *(f"{s:.3f}" if s else "-" for s in map(result.part_s, PARTS)),
+                f"{tokens / result.median_s:,.0f}",
+                f"{result.peak_bytes / 2**30:.2f}",
+                f"{result.peak_bytes / base.peak_bytes:.2f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def summary(results: Sequence[Result]) -> dict[str, float]:
+    """The ratios that are the benchmark's point, medians of interleaved repeats."""
+    sft, one, many, dense, recompute = results
+
+    def against(a: Result, b: Result) -> float:
+        # Round by round; the recomputed arm takes part in the first rounds only.
+        return statistics.median(x / y for x, y in zip(a.seconds, b.seconds, strict=False))
+
+    return {
+        "ReFINE update / SFT update": against(one, sft),
+        "N=8 / N=1": against(many, one),
+        "S=64 / recipe's S": against(dense, one),
+        "recompute / forked": against(recompute, one),
+        "peak memory ReFINE / SFT": one.peak_bytes / sft.peak_bytes,
+    }

@@ -17,11 +17,9 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from refine_kernels.backends import report
-from refine_pl.benchmark.arms import arms_of
+from refine_pl.benchmark.arms import arms_of, compare
 from refine_pl.benchmark.chunk_loop import chunk_loop
-from refine_pl.benchmark.equality import compare
-from refine_pl.benchmark.measure import measure
-from refine_pl.benchmark.table import render, summary
+from refine_pl.benchmark.measure import measure, render, summary
 from refine_pl.commands.callback_keys import TRAINING_KEYS
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources

@@ -45,10 +45,8 @@ class Recompute(RolloutGenerator):
         uniform = generator.rand(*shape[1:]).to(batch.tokens.device).flatten(0, 2)
         targets = at_offsets(batch.tokens, positions, 0, length)
         wanted = targets[:, :, None].expand(shape)
-        if self.use_cache:
-            tokens = self._sample_cached(policy, batch, positions, wanted, uniform)
-        else:
-            tokens = self._sample_uncached(policy, batch, positions, shape, uniform)
+        sample = self._sample_cached if self.use_cache else self._sample_uncached
+        tokens = sample(policy, batch, positions, wanted, uniform)
         rows, prefix = self._rows(batch, positions, tokens)
         hidden = _after(policy(rows, prefix + length).hidden, prefix, length)
         hidden = hidden.view(*shape[:3], length + 1, -1)
@@ -94,11 +92,10 @@ class Recompute(RolloutGenerator):
         targets: Tensor,
         uniform: Tensor,
     ) -> Tensor:
-        shape = targets.shape
+        copies, length = targets.shape[2:]
         rows, prefix = self._rows(batch, positions, targets[:, :, :1])
-        output = policy(rows[:, : -shape[3]], prefix)
-        before = output.hidden[torch.arange(len(prefix), device=prefix.device), prefix - 1]
-        copies = shape[2]
+        output = policy(rows[:, :-length], prefix)
+        before = _after(output.hidden, prefix, 0)[:, 0]
         drawn = decode(
             policy,
             before.repeat_interleave(copies, 0),
@@ -106,22 +103,22 @@ class Recompute(RolloutGenerator):
             targets.flatten(0, 2),
             uniform,
         )
-        return drawn.tokens.view(shape)
+        return drawn.tokens.view(targets.shape)
 
     def _sample_uncached(
         self,
         policy: FastWeightLM,
         batch: Batch,
         positions: Positions,
-        shape: tuple[int, ...],
+        targets: Tensor,
         uniform: Tensor,
     ) -> Tensor:
-        tokens = batch.tokens.new_zeros(shape)
-        for j in range(shape[3]):
+        tokens = batch.tokens.new_zeros(targets.shape)
+        for j in range(targets.shape[3]):
             rows, prefix = self._rows(batch, positions, tokens)
             hidden = _after(policy(rows, prefix + j).hidden, prefix + j, 0)[:, 0]
             logits = policy.head(hidden, logits=True).logits
-            tokens[..., j] = sample_tokens(logits, uniform[:, j]).view(shape[:3])
+            tokens[..., j] = sample_tokens(logits, uniform[:, j]).view(targets.shape[:3])
         return tokens
 
 
