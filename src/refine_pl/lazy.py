@@ -14,12 +14,10 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, str], modules: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package.
+    """``__getattr__`` and ``__dir__`` of a ``package``, by its ``__name__``.
 
-    Args:
-        package: its ``__name__``.
-        homes: by public name, the module inside the package that defines it.
-        modules: of the package, that are names of it too.
+    ``homes`` gives for each public name the module inside the package that defines it; ``modules``
+    of the package are names of it too.
     """
 
     def get(name: str) -> Any:

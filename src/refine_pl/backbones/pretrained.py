@@ -128,14 +128,9 @@ def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> Stack
 
 
 def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
-    """Write ``config.json`` and safetensors in the published layout.
+    """Write ``config.json`` and safetensors in the published layout; the names of the files.
 
-    Args:
-        policy: the model; weights keep their type.
-        folder: is made if it is not there.
-
-    Returns:
-        The names of the files.
+    Weights keep their type. The folder is made if it is not there.
 
     Raises:
         CheckpointError: the folder holds a model already.

@@ -125,33 +125,27 @@ class FromFunction(Reward):
 def _imported(path: str) -> Callable[..., Any]:
     """The function at a dotted path."""
     module_name, _, name = path.rpartition(".")
-    allowed = "the dotted path of a function: my_rewards.brackets_close"
+
+    def refuse(what: str, way_out: str | None = None) -> ConfigError:
+        allowed = "the dotted path of a function: my_rewards.brackets_close"
+        return ConfigError(what, where="FromFunction", allowed=allowed, way_out=way_out)
+
     if not module_name or not name:
-        raise ConfigError(f"function is {path!r}", where="FromFunction", allowed=allowed)
+        raise refuse(f"function is {path!r}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's file raises
-        missing = isinstance(error, ModuleNotFoundError) and error.name
-        found = missing and (module_name + ".").startswith(f"{missing}.")
-        raise ConfigError(
-            f"{path} cannot be imported: "
-            + (f"there is no module {missing}" if found else f"{type(error).__name__}: {error}"),
-            where="FromFunction",
-            allowed=allowed,
-            way_out=f"a file of your own is looked for from the folder {os.getcwd()}"
-            if found
-            else None,
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        close = nearest(name, [n for n, v in vars(module).items() if inspect.isfunction(v)])
-        raise ConfigError(
-            f"{path} is not a function"
-            if hasattr(module, name)
-            else f"{path} cannot be imported: {module_name} has no {name}",
-            where="FromFunction",
-            allowed=allowed,
-            way_out=f"did you mean {module_name}.{close}?" if close else None,
-        )
-    called: Callable[..., Any] = function
-    return called
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        what = f"{path} cannot be imported: "
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            way_out = f"a file of your own is looked for from the folder {os.getcwd()}"
+            raise refuse(f"{what}there is no module {missing}", way_out) from error
+        raise refuse(f"{what}{type(error).__name__}: {error}") from error
+    function: Any = getattr(module, name, None)
+    if callable(function):
+        return function
+    close = nearest(name, [n for n, v in vars(module).items() if inspect.isfunction(v)])
+    hint = f"did you mean {module_name}.{close}?" if close else None
+    if hasattr(module, name):
+        raise refuse(f"{path} is not a function", hint)
+    raise refuse(f"{path} cannot be imported: {module_name} has no {name}", hint)

@@ -89,25 +89,23 @@ class WeightedSum(Reward):
 def _checked(score: Any, name: str, reward: Reward, rollouts: Rollouts) -> Tensor:
     """``score`` as ``[B, S, N]`` float32, 0 where not valid; or an error that says what it was."""
     shape = tuple(rollouts.tokens.shape[:3])
-
-    def refuse(came: str) -> UserError:
-        return UserError(
-            f"reward '{name}' returned {came}",
-            where=reward.source,
-            allowed="a floating-point tensor of shape [B, S, N] = "
-            f"{list(shape)}, finite wherever rollouts.valid",
-        )
-
     if not isinstance(score, Tensor):
-        raise refuse(f"a {type(score).__name__}")
-    if tuple(score.shape) != shape:
-        raise refuse(f"a tensor of shape {list(score.shape)}")
-    if not score.is_floating_point():
-        raise refuse(f"a tensor of {score.dtype}")
-    score = score.detach().to(rollouts.tokens.device, torch.float32)
-    score = score.where(rollouts.valid.unsqueeze(-1), 0.0)
-    bad = ~score.isfinite()
-    if bad.any():
+        came = f"a {type(score).__name__}"
+    elif tuple(score.shape) != shape:
+        came = f"a tensor of shape {list(score.shape)}"
+    elif not score.is_floating_point():
+        came = f"a tensor of {score.dtype}"
+    else:
+        score = score.detach().to(rollouts.tokens.device, torch.float32)
+        score = score.where(rollouts.valid.unsqueeze(-1), 0.0)
+        bad = ~score.isfinite()
+        if not bad.any():
+            return score
         first = tuple(bad.nonzero()[0].tolist())
-        raise refuse(f"{int(bad.sum())} non-finite values, the first at {first}: {score[first]}")
-    return score
+        came = f"{int(bad.sum())} non-finite values, the first at {first}: {score[first]}"
+    raise UserError(
+        f"reward '{name}' returned {came}",
+        where=reward.source,
+        allowed=f"a floating-point tensor of shape [B, S, N] = {list(shape)}, finite wherever "
+        "rollouts.valid",
+    )
