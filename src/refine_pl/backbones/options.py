@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from refine_pl.errors import ConfigError, nearest
+from refine_pl.errors import ConfigError, did_you_mean
 
 # Options of this project's own: they are not written to config.json.
 _UNPUBLISHED = ("activation_checkpointing", "backend", "idle")
@@ -83,12 +83,11 @@ class StackOptions:
                 require(name, getattr(self, name), get_args(hint), "it is not known")
         for name in self.idle or {}:
             if name not in self.without_effect:
-                close = nearest(name, self.without_effect)
                 raise ConfigError(
                     f"{name} is not a published field without effect",
                     where="backbone option idle",
                     allowed=", ".join(sorted(self.without_effect)),
-                    way_out=f"did you mean {close}?" if close else None,
+                    way_out=did_you_mean(name, self.without_effect.keys()),
                 )
 
     @property

@@ -21,7 +21,7 @@ from refine_pl.backbones.base import FastWeightLM
 from refine_pl.backbones.options import require
 from refine_pl.backbones.stack import MODELS, StackedLM
 from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
-from refine_pl.errors import CheckpointError, ConfigError, nearest
+from refine_pl.errors import CheckpointError, ConfigError, did_you_mean
 
 # What every configuration file may carry, and no model here reads.
 _BOOKKEEPING = {
@@ -164,12 +164,11 @@ def model_class(config: Mapping[str, Any], where: Path | str) -> Any:
     """
     kind = config.get("model_type")
     if kind not in MODELS:
-        close = nearest(str(kind), MODELS)
         raise CheckpointError(
             f"model_type {kind!r} is not a fast-weight model that is known here",
             where=str(where),
             allowed=", ".join(sorted(MODELS)),
-            way_out=f"did you mean {close}?" if close else None,
+            way_out=did_you_mean(str(kind), MODELS.keys()),
         )
     return MODELS[kind]
 
@@ -201,12 +200,12 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
             (unknown if value or (value == 0 and value is not False) else off).append(name)
     if unknown:
         listed = ", ".join(f"{name}={config[name]!r}" for name in unknown)
-        close = nearest(unknown[0], {*known, *options.fixed, *options.without_effect})
+        published = {*known, *options.fixed, *options.without_effect}
         raise CheckpointError(
             f"{cls.__name__} does not know {listed}, which may change what it computes",
             where=str(where),
             allowed="the published options of this model_type",
-            way_out=f"did you mean {close}?" if close else "remove it if it has no effect",
+            way_out=did_you_mean(unknown[0], published, "remove it if it has no effect"),
         )
     if off:
         warnings.warn(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from refine_pl.errors import ConfigError, UserError, check_choice, nearest
+from refine_pl.errors import ConfigError, UserError, check_choice, did_you_mean
 from refine_pl.records import Rollouts
 from refine_pl.rewards.base import Reward
 
@@ -144,8 +144,8 @@ def _imported(path: str) -> Callable[..., Any]:
     function: Any = getattr(module, name, None)
     if callable(function):
         return function
-    close = nearest(name, [n for n, v in vars(module).items() if inspect.isfunction(v)])
-    hint = f"did you mean {module_name}.{close}?" if close else None
+    functions = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+    hint = did_you_mean(name, {n: f"{module_name}.{n}" for n in functions})
     if hasattr(module, name):
         raise refuse(f"{path} is not a function", hint)
     raise refuse(f"{path} cannot be imported: {module_name} has no {name}", hint)
