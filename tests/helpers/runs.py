@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refine_pl.backbones import DeltaNet
 from refine_pl.data import BatchOrder, Bytes, ResumableLoader, TokenSequence
-from refine_pl.data.collate import collate
+from refine_pl.data.loader import collate
 from refine_pl.selectors import Entropy
 from refine_pl.training.module import RefineModule
 

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from refine_pl.data import BatchOrder, Bytes, ResumableLoader, TokenSequence
-from refine_pl.data.collate import collate
+from refine_pl.data.loader import collate
 from refine_pl.randomness import stream_seed
 from refine_pl.task_records import TaskBatch, TaskRow
 

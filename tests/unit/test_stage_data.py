@@ -166,13 +166,8 @@ def test_sources_know_the_trainer(make):
 def test_what_is_refused(make, tmp_path):
     with pytest.raises(ConfigError, match="does not know which stage reads which source"):
         make(plan=None).train_dataloader()
-    for plan, what in (
-        ([("txt", 3)], "did you mean 'text'"),
-        ([], "one or more stages"),
-        ([("text", 0)], "at least one batch"),
-    ):
-        with pytest.raises(ConfigError, match=what):
-            make(plan=None).set_plan(plan)
+    with pytest.raises(ConfigError, match=r"'txt'[\s\S]*did you mean text\?"):
+        make(plan=None).set_plan([("txt", 3)])
     for stage in ("test", "predict"):
         with pytest.raises(ConfigError, match=f"StageData has no rows to {stage}"):
             make().setup(stage)

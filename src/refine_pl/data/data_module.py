@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from refine_pl.data.loader import BatchOrder, ResumableLoader
 from refine_pl.errors import ConfigError, DataError
@@ -44,22 +42,37 @@ class ResumableData(LightningDataModule):
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
-    def training_loader(
-        self, rows: Any, fingerprint: str, settings: str, collate_fn: Callable[[Any], Any]
+    def loader(
+        self,
+        rows: Any,
+        collate_fn: Callable[[Any], Any],
+        fingerprint: str | None = None,
+        settings: str = "",
     ) -> ResumableLoader:
-        """Shuffled batches; arguments are those of :class:`ResumableLoader`."""
-        order = self._order(rows, self.batch_size, training=True)
-        return ResumableLoader(rows, order, fingerprint, self.num_workers, collate_fn, settings)
+        """Shuffled batches of training; without a ``fingerprint`` every row in order.
 
-    def validation_loader(self, rows: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
-        """Every row, in order."""
-        return DataLoader(
-            rows,
-            sampler=self._order(rows, self.validation_batch_size, training=False),
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=collate_fn,
-            generator=torch.Generator(),
+        Args:
+            rows: as the dataset of :class:`ResumableLoader`.
+            collate_fn: makes a batch.
+            fingerprint: of data and settings, for a resume.
+            settings: those that the fingerprint stands for.
+        """
+        rank, num_ranks = self.ranks
+        training = fingerprint is not None
+        size = self.batch_size if training else self.validation_batch_size
+        order = BatchOrder(
+            len(rows), size, self.seed, rank=rank, num_ranks=num_ranks, training=training
+        )
+        return ResumableLoader(
+            rows, order, fingerprint or "", self.num_workers, collate_fn, settings
+        )
+
+    def epoch_line(self, num_rows: int, what: str) -> str:
+        """What an epoch is, in words."""
+        batches, rest = divmod(num_rows, self.batch_size)
+        return (
+            f"  an epoch: {batches:,} batches of {self.batch_size:,}; {rest:,} {what} do not fill "
+            "another one"
         )
 
     def check_training(self, num_rows: int, what: str, where: str, way_out: str) -> None:
@@ -122,9 +135,3 @@ class ResumableData(LightningDataModule):
                 way_out="give all machines the same files and tokenizer (and the same version of "
                 "Python, for its standard library)",
             )
-
-    def _order(self, rows: Sized, batch_size: int, *, training: bool) -> BatchOrder:
-        rank, num_ranks = self.ranks
-        return BatchOrder(
-            len(rows), batch_size, self.seed, rank=rank, num_ranks=num_ranks, training=training
-        )

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from refine_pl.data.collate import TokenSequence
-from refine_pl.data.loader import BatchKey
+from refine_pl.data.loader import BatchKey, TokenSequence
 from refine_pl.data.token_cache import TokenCache
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.randomness import stream_seed

@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from refine_pl.data.paths import find_files, short_names, shown_paths
 from refine_pl.errors import DataError, nearest
 
 OnBadRow: TypeAlias = Literal["error", "skip"]
 """What happens to a row that cannot be used: stop, or leave it out and count it."""
-
-ANSWER_COLUMNS = ["answers", "answer"]
-"""Of which a row has one, where no other is named."""
 
 _ROWS_AT_ONCE = 256  # rows of a parquet file that are in memory together
 Item = TypeVar("Item")
@@ -28,17 +27,10 @@ T = TypeVar("T")
 
 
 class BadRow(DataError):
-    """A row that cannot be used; ``on_bad_row: skip`` leaves it out.
-
-    Args:
-        what: what is wrong with the row.
-        where: the file and the line or row number.
-        allowed: what the row should have held.
-        way_out: what to change; skipping is offered when this is not given.
-    """
+    """A row that cannot be used; skipping it is offered where there is no other way out."""
 
     def __init__(
-        self, what: str, where: str, allowed: str | None = None, way_out: str | None = None
+        self, what: str, *, where: str, allowed: str | None = None, way_out: str | None = None
     ) -> None:
         way_out = way_out or "correct the row, or leave such rows out with on_bad_row: skip"
         super().__init__(what, where=where, allowed=allowed, way_out=way_out)
@@ -57,21 +49,23 @@ class RowReader:
     skipped_rows: int = 0
     first_skipped: str | None = None
 
-    def bad_row(
-        self, what: str, *, where: str, allowed: str | None = None, way_out: str | None = None
-    ) -> None:
+    @property
+    def label(self) -> str:
+        """What people read in messages: the class and where its rows are from."""
+        return type(self).__name__
+
+    def bad_row(self, what: str, *, where: str, allowed: str | None = None) -> None:
         """Stop at a row that cannot be used or, with ``on_bad_row: skip``, count it.
 
         Args:
             what: what is wrong with the row.
             where: the file and the line or row number.
             allowed: what the row should have held.
-            way_out: what to change; skipping is offered when this is not given.
 
         Raises:
             BadRow: unless ``on_bad_row`` is ``skip``.
         """
-        self._report(BadRow(what, where, allowed, way_out))
+        self._report(BadRow(what, where=where, allowed=allowed))
 
     def usable(self, items: Iterable[Item], make: Callable[[Item], T]) -> Iterator[T]:
         """What ``make`` makes of every item; those that it refuses are errors, or counted.
@@ -88,16 +82,72 @@ class RowReader:
             else:
                 yield made
 
+    def counted(self, read: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
+        """What one reading gives, of which skipped rows are counted.
+
+        Args:
+            read: begins the reading.
+            what: the kind of what it gives, for the message.
+
+        Raises:
+            DataError: it gives nothing.
+        """
+        self.skipped_rows, self.first_skipped = 0, None
+        empty = True
+        for item in read():
+            empty = False
+            yield item
+        if empty:
+            skipped = f": all {self.skipped_rows} rows were skipped" if self.skipped_rows else ""
+            raise DataError(
+                f"{self.label} holds no {what}{skipped}",
+                where=self.first_skipped,
+                allowed=f"at least one {what}",
+            )
+
     def _report(self, error: BadRow) -> None:
         if self.on_bad_row == "error":
             raise error
         self.skipped_rows += 1
-        if self.first_skipped is None:
-            self.first_skipped = f"{error.where}: {error.what}"
+        self.first_skipped = self.first_skipped or f"{error.where}: {error.what}"
 
-    def begin(self) -> None:
-        """Count from 0 again."""
-        self.skipped_rows, self.first_skipped = 0, None
+
+def skip_notes(skipped_rows: int, first: str | None) -> list[str]:
+    """How many rows were left out and what was wrong with the first; nothing if none were."""
+    return [f"skipped rows: {skipped_rows:,}; the first was {first}"] if skipped_rows else []
+
+
+class FileReader(RowReader):
+    """A :class:`RowReader` of files, for a dataclass with the field ``paths``.
+
+    Attributes:
+        paths: paths or patterns, relative to the working directory.
+        suffixes: endings of the files that can be read.
+    """
+
+    paths: str | list[str]
+    suffixes: tuple[str, ...] = (".txt", ".jsonl", ".parquet")
+
+    def __post_init__(self) -> None:
+        self.paths = [self.paths] if isinstance(self.paths, str) else list(self.paths)
+
+    @property
+    def label(self) -> str:
+        """The class, and the paths as they were given, shortened."""
+        return f"{type(self).__name__} {shown_paths(self.paths)}"
+
+    def files(self) -> list[str]:
+        """The files that ``paths`` stands for.
+
+        Raises:
+            DataError: a file is missing, a pattern matches nothing, or a suffix is unknown.
+        """
+        return find_files(self.paths, self.suffixes)
+
+    def named_files(self) -> dict[str, str]:
+        """The files by their short names."""
+        files = self.files()
+        return dict(zip(short_names(files), files, strict=True))
 
     def read_file(
         self, name: str, columns: Collection[str], make: Callable[[FileRecord], T]
@@ -112,24 +162,10 @@ class RowReader:
         Raises:
             DataError: the file is damaged, or a row is bad and ``on_bad_row`` is ``error``.
         """
-        read = _parquet_rows if name.endswith(".parquet") else _lines
+        if name.endswith(".parquet"):
+            return self.usable(_parquet_rows(name, columns), make)
         first = next(iter(columns))
-        return self.usable(read(name, columns), lambda row: make(_record(name, *row, first)))
-
-    def nothing(self, owner: str, what: str) -> DataError:
-        """The error that there is not one ``what``."""
-        skipped = f": all {self.skipped_rows} rows were skipped" if self.skipped_rows else ""
-        return DataError(
-            f"{owner} holds no {what}{skipped}",
-            where=self.first_skipped,
-            allowed=f"at least one {what}",
-        )
-
-    def skip_notes(self) -> list[str]:
-        """How many rows were left out and what was wrong with the first; nothing if none were."""
-        if not self.skipped_rows:
-            return []
-        return [f"skipped rows: {self.skipped_rows:,}; the first was {self.first_skipped}"]
+        return self.usable(_lines(name), lambda line: make(_line_record(name, *line, first)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +179,10 @@ class FileRecord:
     columns: list[str]  # all that the row has, also those that were not asked for
     of_all: bool = False  # whether every row of the file has these columns
 
+    def bad(self, what: str, allowed: str) -> BadRow:
+        """The error that the row cannot be used."""
+        return BadRow(what, where=self.where, allowed=allowed)
+
     def text(self, column: str, setting: str, *, blank: bool = False) -> str:
         """The text of a column.
 
@@ -154,18 +194,13 @@ class FileRecord:
         Raises:
             BadRow: there is none.
         """
-        text = check_text(self.value(column, setting), column, self.where)
+        text = self.checked_text(self.value(column, setting), column)
         if not blank and not text.strip():
-            raise BadRow(f"column {column!r} is empty", self.where, "text")
+            raise self.bad(f"column {column!r} is empty", "text")
         return text
 
     def value(self, column: str, setting: str, way_out: str | None = None) -> Any:
-        """What a column holds.
-
-        Args:
-            column: the column.
-            setting: the argument that names the column.
-            way_out: for the message, instead of the column that is spelt most like it.
+        """What a column holds; ``way_out`` is for the message, instead of the nearest column.
 
         Raises:
             BadRow: the row has no such column.
@@ -173,9 +208,9 @@ class FileRecord:
         """
         if column in self.columns:
             return self.values[column]
-        guess = nearest(column, self.columns) or (
-            self.columns[0] if len(self.columns) == 1 else None
-        )
+        guess = nearest(column, self.columns)
+        if guess is None and len(self.columns) == 1:
+            guess = self.columns[0]
         guessed = f"{setting}: {guess}" if guess else f"set {setting} to one of them"
         raise (DataError if self.of_all else BadRow)(
             f"no column {column!r}",
@@ -188,28 +223,25 @@ class FileRecord:
         """The right answers, a list of texts or one text.
 
         Args:
-            column: that holds them; ``answers`` or else ``answer`` if ``None``.
+            column: one of :func:`answer_columns`.
             required: whether there must be one.
 
         Raises:
             BadRow: there is none, or it is blank or not a text.
         """
-        candidates = [column] if column else ANSWER_COLUMNS
-        found = next((c for c in candidates if c in self.columns), None)
+        candidates = answer_columns(column)
+        found = next((name for name in candidates if name in self.columns), None)
         if found is None and column is None and not required:
             return ()
         found = found or candidates[0]
         value = self.value(found, "answers_column")
         answers: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
         if not answers and required:
-            raise BadRow(
-                f"the row has no answers: column {found!r} holds {value!r}",
-                self.where,
-                "a text, or a list of at least one",
-            )
+            what = f"the row has no answers: column {found!r} holds {value!r}"
+            raise self.bad(what, "a text, or a list of at least one")
         for answer in answers:
-            if not check_text(answer, found, self.where).strip():  # every output contains it
-                raise BadRow(f"column {found!r} holds an empty answer", self.where, "text")
+            if not self.checked_text(answer, found).strip():  # every output contains it
+                raise self.bad(f"column {found!r} holds an empty answer", "text")
         return tuple(answers)
 
     def count(self, column: str) -> int | None:
@@ -221,29 +253,28 @@ class FileRecord:
         value = self.values.get(column)
         if value is None or (type(value) is int and value >= 1):
             return value
-        raise BadRow(
-            f"column {column!r} holds {value!r:.40}", self.where, "a number of tokens, at least 1"
-        )
+        raise self.bad(f"column {column!r} holds {value!r:.40}", "a number of tokens, at least 1")
+
+    def checked_text(self, value: object, column: str) -> str:
+        """``value`` if it is text.
+
+        Raises:
+            BadRow: it is something else, or no encoding of Unicode can hold it.
+        """
+        if not isinstance(value, str):
+            found = "null" if value is None else f"{type(value).__name__} ({value!r:.40})"
+            raise self.bad(f"column {column!r} holds {found}", "text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            what = f"column {column!r} holds half a surrogate pair at character {error.start}"
+            raise self.bad(what, "valid Unicode text") from error
+        return value
 
 
-def check_text(value: object, column: str, where: str) -> str:
-    """``value`` if it is text.
-
-    Raises:
-        BadRow: it is something else, or no encoding of Unicode can hold it.
-    """
-    if not isinstance(value, str):
-        found = "null" if value is None else f"{type(value).__name__} ({value!r:.40})"
-        raise BadRow(f"column {column!r} holds {found}", where, "text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        raise BadRow(
-            f"column {column!r} holds half a surrogate pair at character {error.start}",
-            where,
-            "valid Unicode text",
-        ) from error
-    return value
+def answer_columns(column: str | None) -> list[str]:
+    """The columns of which one holds the answers: ``column``, or else the usual ones."""
+    return [column] if column else ["answers", "answer"]
 
 
 def decoded(content: bytes, where: str) -> str:
@@ -255,58 +286,47 @@ def decoded(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8 at byte {error.start}", where, "UTF-8 text") from error
+        what = f"not UTF-8 at byte {error.start}"
+        raise BadRow(what, where=where, allowed="UTF-8 text") from error
 
 
-def _record(name: str, number: int, content: Any, column: str) -> FileRecord:
-    """The record of a parquet row, or of the bytes of a line.
+def _lines(name: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1."""
+    with open(name, "rb") as lines:
+        yield from ((i, line) for i, line in enumerate(lines, start=1) if not line.isspace())
 
-    Raises:
-        BadRow: the line cannot be read.
-    """
-    if isinstance(content, tuple):
-        values, columns = content
-        return FileRecord(name, f"{name}, row {number}", number, values, columns, of_all=True)
+
+def _line_record(name: str, number: int, line: bytes, column: str) -> FileRecord:
+    """The record of a line; the whole line is the ``column`` of a ``.txt`` file."""
     where = f"{name}, line {number}"
-    text = decoded(content, where)
+    text = decoded(line, where)
     if Path(name).suffix == ".txt":
         return FileRecord(name, where, number, {column: text.rstrip("\r\n")}, [column])
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         what = f"not valid JSON: {error.msg} at character {error.colno}"
-        raise BadRow(what, where, "one JSON object per line") from error
+        raise BadRow(what, where=where, allowed="one JSON object per line") from error
     if not isinstance(row, dict):
         example = f'one JSON object per line, such as {{"{column}": "..."}}'
-        raise BadRow(f"a JSON {type(row).__name__}, not an object", where, example)
+        raise BadRow(f"a JSON {type(row).__name__}, not an object", where=where, allowed=example)
     return FileRecord(name, where, number, row, list(row))
 
 
-def _lines(name: str, columns: Collection[str]) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers from 1."""
-    with open(name, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.isspace():
-                yield number, line
-
-
-def _parquet_rows(
-    name: str, wanted: Collection[str]
-) -> Iterator[tuple[int, tuple[dict[str, Any], list[str]]]]:
-    """The rows of a file with their numbers from 0: wanted values, and all columns' names."""
+def _parquet_rows(name: str, wanted: Collection[str]) -> Iterator[FileRecord]:
+    """The rows of a file, numbered from 0, with the values of the wanted columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(name) as file:
             columns = file.schema_arrow.names
             chosen = [column for column in columns if column in wanted]
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=chosen):
-                rows = batch.to_pylist() if chosen else [{}] * batch.num_rows
-                for values in rows:
-                    yield number, (values, columns)
-                    number += 1
+            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=chosen)
+            rows = (batch.to_pylist() if chosen else [{}] * batch.num_rows for batch in batches)
+            for number, values in enumerate(chain.from_iterable(rows)):
+                where = f"{name}, row {number}"
+                yield FileRecord(name, where, number, values, columns, of_all=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"not a readable parquet file: {str(error).splitlines()[0]}",

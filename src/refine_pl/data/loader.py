@@ -11,11 +11,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from refine_pl.data.collate import collate
 from refine_pl.errors import CheckpointError
 from refine_pl.randomness import stream_seed
+from refine_pl.records import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One sequence on its way into a batch."""
+
+    tokens: Tensor  # [T] int64
+    number: int  # names the sequence within one update, over all ranks
+    document: str  # for people
+
+
+def collate(sequences: Sequence[TokenSequence], pad_token_id: int = 0) -> Batch:
+    """Pad sequences on the right: tokens ``[B, T]`` int64 and num_tokens ``[B]`` int64.
+
+    Args:
+        sequences: at least one.
+        pad_token_id: what stands after a sequence's end; nothing reads it.
+    """
+    tokens = [sequence.tokens for sequence in sequences]
+    return Batch(
+        tokens=pad_sequence(tokens, batch_first=True, padding_value=pad_token_id),
+        num_tokens=torch.tensor([len(ids) for ids in tokens]),
+        rows=tuple(sequence.number for sequence in sequences),
+        documents=tuple(sequence.document for sequence in sequences),
+    )
 
 
 @dataclass(frozen=True, slots=True)

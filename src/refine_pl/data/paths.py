@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from refine_pl.errors import DataError, nearest
 
 
-def find_files(paths: list[str], suffixes: Collection[str]) -> list[str]:
+def find_files(paths: Sequence[str], suffixes: Collection[str]) -> list[str]:
     """The files that paths and patterns stand for, each once; those of a pattern are sorted.
 
     Args:
@@ -36,7 +36,7 @@ def find_files(paths: list[str], suffixes: Collection[str]) -> list[str]:
     return files
 
 
-def shown_paths(paths: list[str]) -> str:
+def shown_paths(paths: Sequence[str]) -> str:
     """Paths as they were given, shortened."""
     return ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
 

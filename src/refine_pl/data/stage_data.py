@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from refine_pl.errors import CheckpointError, ConfigError, nearest
+from refine_pl.errors import CheckpointError, ConfigError, check_choice
 from refine_pl.tokenizers import Tokenizer
 
 Plan = Sequence[tuple[str, int]]
@@ -33,7 +33,7 @@ class StageData(LightningDataModule):
                 "the data have no sources", where="data.sources", allowed="one or more by name"
             )
         self.sources = dict(sources)
-        self._plan: tuple[tuple[str, int], ...] | None = None
+        self._plan: Plan | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -50,39 +50,21 @@ class StageData(LightningDataModule):
     @property
     def sequence_length(self) -> int | None:
         """Tokens of the longest sequence of any source, where it is known."""
-        known = [n for n in self._named("sequence_length").values() if isinstance(n, int)]
-        return max(known, default=None)
+        return max(self._named("sequence_length").values(), default=None)
 
     def set_plan(self, plan: Plan) -> None:
         """Say which source is read when; the schedule does it before training starts.
 
-        Args:
-            plan: ``(source, batches)`` for each stage, in their order.
-
         Raises:
-            ConfigError: there is no such source, or the plan is empty.
+            ConfigError: there is no such source.
         """
         for name, _ in plan:
-            if name not in self.sources:
-                close = nearest(name, self.sources)
-                raise ConfigError(
-                    f"a stage reads {name!r}, which is not a source of the data",
-                    where="data.sources",
-                    allowed=", ".join(self.sources),
-                    way_out=f"did you mean {close!r}?" if close else None,
-                )
-        if not plan or any(batches < 1 for _, batches in plan):
-            raise ConfigError(
-                f"the plan of the stages is {list(plan)}",
-                where="StageData",
-                allowed="one or more stages of at least one batch",
-            )
-        self._plan = tuple((name, int(batches)) for name, batches in plan)
+            check_choice("data.sources", "the source of a stage", name, self.sources)
+        self._plan = plan
 
     def prepare_data(self) -> None:
         """Let every source prepare."""
-        stage = None if self.trainer is None else self.trainer.state.fn
-        for source in self._attached(stage):
+        for source in self._attached(None if self.trainer is None else self.trainer.state.fn):
             source.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
@@ -114,10 +96,8 @@ class StageData(LightningDataModule):
                 where="schedule.stages",
                 way_out="a schedule of stages, each with iterations and a source",
             )
-        used = dict.fromkeys(name for name, _ in self._plan)
-        loaders = {
-            name: source.train_dataloader() for name, source in self.sources.items() if name in used
-        }
+        used = dict(self._plan)
+        loaders = {name: s.train_dataloader() for name, s in self.sources.items() if name in used}
         return PlannedLoader(loaders, self._plan)
 
     def val_dataloader(self) -> list[Any]:
@@ -130,13 +110,11 @@ class StageData(LightningDataModule):
 
     def describe(self) -> dict[str, str | int | float]:
         """What the sources say of themselves, under their names."""
-        return {
-            f"{name}/{key}": value
-            for name, source in self.sources.items()
-            for key, value in (source.describe() if hasattr(source, "describe") else {}).items()
-        }
+        own = self._named("describe")
+        return {f"{name}/{key}": v for name, get in own.items() for key, v in get().items()}
 
     def _named(self, attribute: str) -> dict[str, Any]:
+        """What an attribute is in the sources that have it."""
         found = {name: getattr(source, attribute, None) for name, source in self.sources.items()}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -198,7 +176,7 @@ class PlannedLoader:
         """``batches`` given (over all ranks), and from which sources, with their fingerprints."""
         return {
             "batches": self._given,
-            "given": [list(part) for part in self._given_from(self._given)],
+            "given": self._given_from(self._given),
             "sources": {name: self._fingerprint(name) for name in self.loaders},
         }
 
@@ -208,10 +186,9 @@ class PlannedLoader:
         Raises:
             CheckpointError: they would not be the same batches under this plan and these data.
         """
-        given = int(state["batches"])
-        before = [(str(name), int(batches)) for name, batches in state["given"]]
+        given, before, known = int(state["batches"]), state["given"], state["sources"]
         used = [name for name, _ in before if name in self.loaders]
-        changed = [name for name in used if self._fingerprint(name) != state["sources"].get(name)]
+        changed = [name for name in used if self._fingerprint(name) != known.get(name)]
         if changed or before != self._given_from(given):
             raise CheckpointError(
                 f"the data of source {changed[0]!r} differ from those of the checkpoint"
@@ -224,9 +201,9 @@ class PlannedLoader:
             )
         self._given = given
 
-    def _given_from(self, given: int) -> list[tuple[str, int]]:
+    def _given_from(self, given: int) -> list[list[Any]]:
         """What the first ``given`` batches are read from; neighbours from one source are joined."""
-        return [(name, len(list(same))) for name, same in groupby(self._sources[:given])]
+        return [[name, len(list(same))] for name, same in groupby(self._sources[:given])]
 
     def _endless(self, name: str, start: int) -> Iterator[Any]:
         """The batches of a source from one on, epoch after epoch."""

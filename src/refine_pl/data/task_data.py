@@ -7,7 +7,6 @@ from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
 
 from refine_pl.data.cache_files import digest_of
 from refine_pl.data.data_module import ResumableData
@@ -17,7 +16,7 @@ from refine_pl.data.tasks.encoding import Encoding, OverLong
 from refine_pl.data.tasks.task_set import TaskSet, WholeBatches, collate_tasks, read_sources
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.evaluation.tasks import register_rules
-from refine_pl.task_records import TaskBatch, TaskRow
+from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
 
 _SETTINGS = (
@@ -25,12 +24,12 @@ _SETTINGS = (
     "batch_size"
 )
 
-# The set that a command of Lightning needs, and those that it uses besides.
-_SETS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "fit": ("training", ("validation",)),
-    "validate": ("validation", ()),
-    "test": ("test", ()),
-    "predict": ("predict", ()),
+# The sets that a command of Lightning uses; it must have the first.
+_COMMANDS = {
+    "fit": ("training", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("predict",),
 }
 
 
@@ -93,12 +92,8 @@ class TaskData(ResumableData):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have none left
         register_rules(rules or {})
         self.tokenizer = tokenizer
-        self.task_sources = {
-            "training": dict(training or {}),
-            "validation": dict(validation or {}),
-            "test": dict(test or {}),
-            "predict": dict(predict or {}),
-        }
+        given = {"training": training, "validation": validation, "test": test, "predict": predict}
+        self.task_sources = {name: dict(sources or {}) for name, sources in given.items()}
         self.encoding = Encoding(max_prompt_tokens, over_long, answer_separator, answer_eos)
         self.budget = budget
         self.test_batch_size = test_batch_size or batch_size
@@ -110,8 +105,7 @@ class TaskData(ResumableData):
 
     def prepare_data(self) -> None:
         """Generate what is not in the cache, before the other ranks look for it."""
-        stage = None if self.trainer is None else self.trainer.state.fn
-        for name in self._needed(stage):
+        for name in self._needed(None if self.trainer is None else self.trainer.state.fn):
             self._source_rows(name)
 
     def setup(self, stage: str | None = None) -> None:
@@ -122,8 +116,8 @@ class TaskData(ResumableData):
                 ones.
             ConfigError: the command has no rows, or a batch cannot be shared evenly.
         """
-        names = self._needed(stage)
-        new = [name for name in names if name not in self._sets]
+        self._current = self._needed(stage)
+        new = [name for name in self._current if name not in self._sets]
         for name in new:
             rows, notes = self._source_rows(name)
             self._sets[name] = TaskSet(
@@ -135,8 +129,7 @@ class TaskData(ResumableData):
                 with_answers=name in ("training", "validation"),
                 notify=rank_zero_info,
             )
-        self._current = names
-        self._check(names)
+        self._check(self._current)
         for name in new:
             rank_zero_info(self._summary(name))
 
@@ -144,13 +137,13 @@ class TaskData(ResumableData):
         """Shuffled batches of prompts and answers; an incomplete last one is left out."""
         rows = self._set("training", "fit")
         fingerprint = digest_of(rows.content_hash, self.seed, self.batch_size)
-        return self.training_loader(rows, fingerprint, _SETTINGS, collate_tasks)
+        return self.loader(rows, collate_tasks, fingerprint, _SETTINGS)
 
-    def val_dataloader(self) -> DataLoader[TaskBatch] | list[Any]:
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Every validation row, in order."""
         if not self.validates:
             return []
-        return self.validation_loader(self._set("validation", "validate"), collate_tasks)
+        return self.loader(self._set("validation", "validate"), collate_tasks)
 
     def test_dataloader(self) -> WholeBatches:
         """Whole batches of test rows, without those of ``skip``."""
@@ -187,9 +180,8 @@ class TaskData(ResumableData):
     def data_hash(self) -> str:
         """A digest of rows, tokenizer and limits of the current command."""
         hashes = [self._sets[name].content_hash for name in self._current]
-        if len(hashes) == 1:  # the one that the run prints
-            return hashes[0]
-        return digest_of(hashes)
+        # That of a single set is the one that the run prints.
+        return hashes[0] if len(hashes) == 1 else digest_of(hashes)
 
     @property
     def task_rows(self) -> tuple[TaskRow, ...]:
@@ -204,14 +196,11 @@ class TaskData(ResumableData):
         return self._sets[self._current[0]].longest_prompt
 
     def _needed(self, stage: str | None) -> tuple[str, ...]:
-        """The names of the sets that a command uses; the first is the one that it must have."""
-        if stage is None:
-            names = tuple(name for name, sources in self.task_sources.items() if sources)
-            needed = "training"
-        else:
-            needed, more = _SETS[stage]
-            names = (needed, *(name for name in more if self.task_sources[name]))
-        if not names or not self.task_sources[names[0]]:
+        """The names of the sets that a command uses."""
+        given = [name for name, sources in self.task_sources.items() if sources]
+        names = _COMMANDS[stage] if stage else given or ["training"]
+        needed = names[0]
+        if needed not in given:
             raise ConfigError(
                 f"the data have no {needed} rows" if stage else "the data have no rows",
                 where=f"data.init_args.{needed}",
@@ -219,7 +208,7 @@ class TaskData(ResumableData):
                 way_out=f"{needed}: {{mine: {{class_path: refine_pl.data.RowFiles, init_args: "
                 "{paths: rows.jsonl}}}",
             )
-        return names
+        return tuple(name for name in names if name in given)
 
     def _source_rows(self, name: str) -> tuple[list[TaskRow], list[str]]:
         if name not in self._read:
@@ -235,44 +224,44 @@ class TaskData(ResumableData):
         return self._sets[name]
 
     def _whole_batches(self, name: str) -> WholeBatches:
-        rank, num_ranks = self.ranks
-        rows, size = self._set(name, name).rows, self.test_batch_size
-        return WholeBatches(rows, size, rank=rank, num_ranks=num_ranks, skip=self.skip)
+        return WholeBatches(
+            self._set(name, name).rows, self.test_batch_size, *self.ranks, skip=self.skip
+        )
 
     def _check(self, names: tuple[str, ...]) -> None:
-        _, num_ranks = self.ranks
         shared = {}
         if "training" in names:
             way_out = "lower batch_size, or use more rows"
             rows = len(self._sets["training"])
             self.check_training(rows, "training rows", "data.batch_size", way_out)
             shared["batch_size"] = self.batch_size
-        for name in ("validation", "test"):
-            if name in names:
+        for name in names:
+            if name in ("validation", "test"):
                 self._refuse_unanswered(name)
         if "validation" in names:
             shared["validation_batch_size"] = self.validation_batch_size
-            rows = len(self._sets["validation"])
-            if rows % num_ranks:
-                # Some ranks would wait for the others' forward.
-                raise ConfigError(
-                    f"{rows:,} validation rows cannot be divided by {num_ranks} ranks",
-                    where="data.validation",
-                    allowed=f"a multiple of {num_ranks} rows",
-                    way_out="another number of rows, or fewer devices",
-                )
+            self._check_validation_ranks()
         self.check_ranks(shared, self.data_hash, "set of rows", ", ".join(names))
         if {"training", "validation"} <= set(names):
             self._warn_of_shared_prompts()
 
+    def _check_validation_ranks(self) -> None:
+        rows, (_, num_ranks) = len(self._sets["validation"]), self.ranks
+        if rows % num_ranks:  # some ranks would wait for the others' forward
+            raise ConfigError(
+                f"{rows:,} validation rows cannot be divided by {num_ranks} ranks",
+                where="data.validation",
+                allowed=f"a multiple of {num_ranks} rows",
+                way_out="another number of rows, or fewer devices",
+            )
+
     def _refuse_unanswered(self, name: str) -> None:
-        rows = self._sets[name]
-        if rows.without_answers:
-            first = next(encoded.row.id for encoded in rows.rows if not encoded.row.answers)
+        rows = [encoded.row for encoded in self._sets[name].rows]
+        without = [row.id for row in rows if not row.answers]
+        if without:
             raise DataError(
-                f"{rows.without_answers:,} of {len(rows):,} {name} rows have no answers to be "
-                "scored by",
-                where=f"data.{name}, row {first}",
+                f"{len(without):,} of {len(rows):,} {name} rows have no answers to be scored by",
+                where=f"data.{name}, row {without[0]}",
                 way_out="leave them out (on_bad_row: skip), or answer them with refine-pl predict",
             )
 
@@ -288,13 +277,8 @@ class TaskData(ResumableData):
 
     def _summary(self, name: str) -> str:
         rows = self._sets[name]
-        lines = [
-            f"Data: {len(rows):,} {name} rows (hash {rows.content_hash[:12]}) by "
-            f"{self.tokenizer.label}"
-        ]
+        title = f"Data: {len(rows):,} {name} rows (hash {rows.content_hash[:12]}) by "
+        lines = [title + self.tokenizer.label]
         if name == "training":
-            lines.append(
-                f"an epoch: {len(rows) // self.batch_size:,} batches of {self.batch_size:,}; "
-                f"{len(rows) % self.batch_size:,} rows do not fill another one"
-            )
-        return "\n  ".join(lines + rows.summary())
+            lines.append(self.epoch_line(len(rows), "rows"))
+        return "\n".join([*lines, *(f"  {line}" for line in rows.summary())])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 
 from refine_pl.data.cache_files import digest_of
-from refine_pl.data.collate import collate
-from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.corpora import Corpus
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.documents import DocumentSet, Split, split_documents
-from refine_pl.data.loader import ResumableLoader
-from refine_pl.data.token_cache import TokenCache, tokenized
-from refine_pl.records import Batch
+from refine_pl.data.file_records import skip_notes
+from refine_pl.data.loader import ResumableLoader, collate
+from refine_pl.data.token_cache import Manifest, TokenCache, tokenized
 from refine_pl.tokenizers import Tokenizer
 
 # What decides which tokens a place in an epoch stands for.
@@ -70,12 +69,10 @@ class TextData(ResumableData):
         self.crop = crop
         self.num_validation_documents = num_validation_documents
         self.cache_dir = Path(cache_dir) if cache_dir else None
-        self._cache: TokenCache | None = None
-        self._ready: tuple[TokenCache, Split] | None = None
 
     def prepare_data(self) -> None:
         """Tokenize once per machine, before the other ranks look for the result."""
-        self._cache = tokenized(self.corpus, self.tokenizer, self.cache_dir, rank_zero_info)
+        _ = self._cache
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokens and choose the documents; the same for every command.
@@ -84,11 +81,58 @@ class TextData(ResumableData):
             DataError: the documents are too few or too short, or ranks see different ones.
             ConfigError: a batch cannot be shared evenly, or nothing is left for training.
         """
-        if self._ready is not None:
-            return
-        if self._cache is None:  # only the first rank of a machine prepares; the others open that
-            self.prepare_data()
-        assert self._cache is not None
+        _ = self._split
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; documents that do not fill the last one wait for the next epoch."""
+        training, manifest = self._split.training, self._cache.manifest
+        rows = DocumentSet(self._cache, training, self.sequence_length, self.crop, self.seed)
+        # Everything that decides which tokens a place in an epoch stands for.
+        fingerprint = digest_of(
+            manifest.corpus_hash,
+            manifest.tokenizer,
+            training,
+            self.sequence_length,
+            self.crop,
+            self.seed,
+            self.batch_size,
+        )
+        return self.loader(rows, collate, fingerprint, _SETTINGS)
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """The first T tokens of every validation document, in a fixed order."""
+        validation = self._split.validation
+        if not validation:
+            return []
+        return self.loader(DocumentSet(self._cache, validation, self.sequence_length), collate)
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the data are, for logs and reports. Reads them if that has not happened yet."""
+        cache, split = self._cache, self._split
+        used = cache.lengths[list(split.training)].clip(max=self.sequence_length)
+        return {
+            "corpus": self.corpus.label,
+            "corpus_hash": cache.manifest.corpus_hash[:12],
+            "tokenizer": self.tokenizer.label,
+            "documents": len(cache),
+            "tokens": cache.manifest.tokens,
+            "training_documents": len(split.training),
+            "training_tokens_per_epoch": int(used.sum()),
+            "validation_documents": len(split.validation),
+            "short_documents": split.short_documents,
+            "duplicate_documents": split.duplicate_documents,
+            "skipped_rows": cache.manifest.skipped_rows,
+            "left_over_documents_per_epoch": len(split.training) % self.batch_size,
+        }
+
+    @cached_property
+    def _cache(self) -> TokenCache:
+        # Only the first rank of a machine prepares; the others open what it made.
+        return tokenized(self.corpus, self.tokenizer, self.cache_dir, rank_zero_info)
+
+    @cached_property
+    def _split(self) -> Split:
+        """The documents that are used, checked and announced."""
         cache = self._cache
         split = split_documents(
             cache,
@@ -111,74 +155,18 @@ class TextData(ResumableData):
             shared["validation_batch_size"] = self.validation_batch_size
             shared["num_validation_documents"] = self.num_validation_documents
         self.check_ranks(shared, cache.manifest.corpus_hash, "corpus", self.corpus.label)
-        self._ready = cache, split
-        rank_zero_info(self._summary())
+        rank_zero_info("\n".join(self._summary(cache.manifest, split)))
+        return split
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches; documents that do not fill the last one wait for the next epoch."""
-        cache, split = self._data
-        rows = DocumentSet(cache, split.training, self.sequence_length, self.crop, self.seed)
-        # Everything that decides which tokens a place in an epoch stands for.
-        fingerprint = digest_of(
-            cache.manifest.corpus_hash,
-            cache.manifest.tokenizer,
-            split.training,
-            self.sequence_length,
-            self.crop,
-            self.seed,
-            self.batch_size,
-        )
-        return self.training_loader(rows, fingerprint, _SETTINGS, collate)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """The first T tokens of every validation document, in a fixed order."""
-        cache, split = self._data
-        if not split.validation:
-            return []
-        rows = DocumentSet(cache, split.validation, self.sequence_length)
-        return self.validation_loader(rows, collate)
-
-    def describe(self) -> dict[str, str | int | float]:
-        """What the data are, for logs and reports. Reads them if that has not happened yet."""
-        cache, split = self._data
-        used = cache.lengths[list(split.training)].clip(max=self.sequence_length)
-        return {
-            "corpus": self.corpus.label,
-            "corpus_hash": cache.manifest.corpus_hash[:12],
-            "tokenizer": self.tokenizer.label,
-            "documents": len(cache),
-            "tokens": cache.manifest.tokens,
-            "training_documents": len(split.training),
-            "training_tokens_per_epoch": int(used.sum()),
-            "validation_documents": len(split.validation),
-            "short_documents": split.short_documents,
-            "duplicate_documents": split.duplicate_documents,
-            "skipped_rows": cache.manifest.skipped_rows,
-            "left_over_documents_per_epoch": len(split.training) % self.batch_size,
-        }
-
-    @property
-    def _data(self) -> tuple[TokenCache, Split]:
-        self.setup()
-        assert self._ready is not None
-        return self._ready
-
-    def _summary(self) -> str:
-        assert self._ready is not None
-        cache, split = self._ready
-        lines = [
-            f"Data: {self.corpus.label} (hash {cache.manifest.corpus_hash[:12]}), "
-            f"{len(cache):,} documents, {cache.manifest.tokens:,} tokens by {self.tokenizer.label}",
+    def _summary(self, manifest: Manifest, split: Split) -> list[str]:
+        notes = skip_notes(manifest.skipped_rows, manifest.first_skipped)
+        return [
+            f"Data: {self.corpus.label} (hash {manifest.corpus_hash[:12]}), "
+            f"{manifest.documents:,} documents, {manifest.tokens:,} tokens by "
+            f"{self.tokenizer.label}",
             f"  used: {len(split.training):,} for training, {len(split.validation):,} for "
             f"validation; left out: {split.short_documents:,} shorter than {self.min_tokens:,} "
             f"tokens, {split.duplicate_documents:,} duplicates",
-            f"  an epoch: {len(split.training) // self.batch_size:,} batches of "
-            f"{self.batch_size:,}; {len(split.training) % self.batch_size:,} documents do not fill "
-            "another one",
+            self.epoch_line(len(split.training), "documents"),
+            *(f"  {note}" for note in notes),
         ]
-        if cache.manifest.skipped_rows:
-            lines.append(
-                f"  skipped rows: {cache.manifest.skipped_rows:,}; the first was "
-                f"{cache.manifest.first_skipped}"
-            )
-        return "\n".join(lines)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refine_pl.data.cache_files import default_cache_dir, digest_of, whole_file
-from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.corpora import Corpus
 from refine_pl.errors import DataError
 from refine_pl.tokenizers import TokenIds, Tokenizer
 

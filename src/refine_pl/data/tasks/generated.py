@@ -1,4 +1,4 @@
-"""Generated rows: made once, kept on disk, then read by every run.
+"""Generated rows: as much text as fits a number of tokens, made once and then read by every run.
 
 A file (see :mod:`refine_pl.data.cache_files`) is named by everything that its rows depend on. Its
 first line says what people should know about the rows and what their digest is.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ class GeneratedRows(TaskSource):
 
     @abstractmethod
     def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
-        """The rows of every length, and what people should know about them."""
+        """The rows of every length, and what people should know about them.
+
+        Raises:
+            DataError: a row cannot be used, or there is none for a length.
+            ConfigError: a length is too short for any row.
+        """
 
     def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
         """The rows of every length, from the cache if they were made before.
@@ -61,26 +66,26 @@ class GeneratedRows(TaskSource):
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 self.notify(f"The rows in {path} are damaged ({error}): they are made again.")
         self.notify(f"Generating rows of {self.label} into {path}, once.")
-        rows, notes = self.make(tokenizer)
-        self.notes = notes
+        rows, self.notes = self.make(tokenizer)
+        header = {"hash": rows_hash(rows), "notes": self.notes}
         with whole_file(path) as building:
-            records = ({"hash": rows_hash(rows), "notes": notes}, *(row._asdict() for row in rows))
+            records = (header, *(row._asdict() for row in rows))
             building.write_text("".join(json.dumps(record) + "\n" for record in records))
         return rows
 
+    def check_lengths(self, least: int, why: str = "") -> None:
+        """Refuse lengths that are not different, or shorter than ``least``.
 
-def check_lengths(owner: str, lengths: Sequence[int], least: int, why: str = "") -> None:
-    """Refuse lengths that are not different, or too short.
-
-    Raises:
-        ConfigError: naming them.
-    """
-    if not lengths or len(set(lengths)) < len(lengths) or min(lengths) < least:
-        raise ConfigError(
-            f"lengths is {list(lengths)}",
-            where=owner,
-            allowed=f"one or more different numbers of tokens, each at least {least}{why}",
-        )
+        Raises:
+            ConfigError: naming them.
+        """
+        lengths = self.lengths
+        if not lengths or len(set(lengths)) < len(lengths) or min(lengths) < least:
+            raise ConfigError(
+                f"lengths is {list(lengths)}",
+                where=type(self).__name__,
+                allowed=f"one or more different numbers of tokens, each at least {least}{why}",
+            )
 
 
 def rows_hash(rows: Iterable[TaskRow]) -> str:
@@ -97,3 +102,50 @@ def _read(path: Path) -> tuple[list[TaskRow], list[str]]:
     if header["hash"] != rows_hash(rows):
         raise ValueError("the rows are not those that were written")
     return rows, header["notes"]
+
+
+def fill(
+    tokenizer: Tokenizer, text: Callable[[int], str], limit: int, upper: int, guess: int
+) -> tuple[str, int]:
+    """The text with as many pieces as fit, and their number.
+
+    The whole text is counted: tokenizers merge over the borders of pieces, so the counts of pieces
+    cannot be added up.
+
+    Args:
+        tokenizer: counts.
+        text: with a number of pieces.
+        limit: the most tokens; the text without pieces has no more.
+        upper: the most pieces.
+        guess: of their number, where the search begins.
+    """
+    number = most_that_fits(lambda n: len(tokenizer.encode(text(n))), limit, upper, guess)
+    return text(number), number
+
+
+def most_that_fits(measure: Callable[[int], int], limit: int, upper: int, guess: int = 1) -> int:
+    """The number ``n`` of pieces that fits while ``n + 1`` does not, or ``upper`` if that fits.
+
+    Args:
+        measure: tokens of the text with ``n`` pieces; ``measure(0)`` is at most ``limit``.
+        limit: the most tokens.
+        upper: the most pieces.
+        guess: where the search begins; it decides how long it takes, nothing else.
+    """
+    fits, size = 0, measure(0)
+    too_many = upper + 1
+    probe = guess
+    rounds = 0
+    while too_many - fits > 1:
+        probe = min(max(probe, fits + 1), too_many - 1)
+        tokens = measure(probe)
+        rate = max(1e-9, (tokens - size) / (probe - fits))
+        if tokens <= limit:
+            fits, size = probe, tokens
+        else:
+            too_many = probe
+        rounds += 1
+        # Pieces differ in length: halving now and then bounds the number of rounds.
+        halve = rounds % 4 == 0 and too_many <= upper
+        probe = (fits + too_many) // 2 if halve else fits + int(min((limit - size) / rate, upper))
+    return fits

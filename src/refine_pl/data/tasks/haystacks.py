@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
-from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.corpora import Corpus
 from refine_pl.errors import DataError
 
 NOISE = (

@@ -6,7 +6,7 @@ tokens of the prompt together with those of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, islice
@@ -15,13 +15,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from jsonargparse.typing import PositiveInt
 
-from refine_pl.data.corpora.base import Corpus
+from refine_pl.data.corpora import Corpus
 from refine_pl.data.tasks.draws import Draws, Kind
 from refine_pl.data.tasks.encoding import common_prefix
-from refine_pl.data.tasks.fitting import fill
-from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
+from refine_pl.data.tasks.generated import GeneratedRows, fill
 from refine_pl.data.tasks.haystacks import NOISE, Sentences, corpus_sentences
-from refine_pl.data.tasks.layouts import Layout
 from refine_pl.errors import ConfigError, check_choice
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
@@ -31,11 +29,13 @@ DEFAULT_NUMBER = 4  # of needles, where there are several
 
 NeedleKind: TypeAlias = Literal["single", "multi_key", "multi_query", "multi_value"]
 HaystackWord: TypeAlias = Literal["noise", "needles"]
-_NUMBER_SETTING = {
+_NUMBER_SETTINGS = {
     "multi_key": "num_keys",
     "multi_query": "num_queries",
     "multi_value": "num_values",
 }
+_CHOICES = {"kind": NeedleKind, "key_type": Kind, "value_type": Kind, "haystack": HaystackWord}
+_THINGS: dict[Kind, str] = {"words": "word", "numbers": "number", "uuids": "code"}
 
 
 class Needle(NamedTuple):
@@ -50,6 +50,70 @@ Needles: TypeAlias = tuple[Needle, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How a row with needles is worded. Every prompt ends where its answer begins.
+
+    Args:
+        kind: which needles are asked for.
+        value_type: what the values are, for the wording.
+        short: as few words as possible, for small numbers of tokens; otherwise whole sentences, an
+            introduction and a question.
+    """
+
+    kind: NeedleKind
+    value_type: Kind
+    short: bool = False
+
+    def sentence(self, key: str, value: str) -> str:
+        """What is hidden: ``The hidden number of calm-river is 1234567.``"""
+        if self.short:
+            return f"{key} = {value}."
+        thing = _THINGS[self.value_type]
+        if self.kind == "multi_value":
+            return f"One of the hidden {thing}s of {key} is {value}."
+        return f"The hidden {thing} of {key} is {value}."
+
+    def prompt(self, needles: Needles, haystack: Sentences, number: int) -> str:
+        """The first sentences with the needles between them, at their depths, and the question."""
+        sentences = haystack.first(number)
+        text: list[str] = []
+        done = 0
+        for needle in sorted(needles):
+            stop = int(needle.depth * (len(sentences) + 1))
+            text += sentences[done:stop]
+            done = stop
+            space = "\n" if text and text[-1].endswith("\n") else " "
+            text.append(self.sentence(needle.key, needle.value) + space)
+        whole = "".join([*text, *sentences[done:]]).rstrip()
+        asked = needles if self.kind == "multi_query" else needles[:1]
+        return self._question(whole, [needle.key for needle in asked])
+
+    def answers(self, needles: Needles) -> tuple[str, ...]:
+        """The values that are asked for; several of one key as they come in the text."""
+        if self.kind == "multi_value":
+            needles = tuple(sorted(needles))
+        elif self.kind != "multi_query":
+            needles = needles[:1]
+        return tuple(needle.value for needle in needles)
+
+    def _question(self, text: str, keys: Sequence[str]) -> str:
+        if self.short:
+            return f"{text}\n{', '.join(keys)} ="
+        thing, several_values = _THINGS[self.value_type], self.kind == "multi_value"
+        asked = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
+        several = several_values or len(keys) > 1
+        subject = f"hidden {thing}{'s' if several else ''} of {asked}"
+        verb = "are" if several else "is"
+        all_of_them = "all the" if several_values else "the"
+        return (
+            f"In the following text, sentences about hidden {thing}s stand between others. "
+            f"Keep them in mind: the last line asks for some of them.\n\n{text}\n\n"
+            f"Question: What {verb} {all_of_them} {subject} in the text above?\n"
+            f"Answer: The {subject} {verb}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Wording:
     """How the rows of one length are worded, and how many needles they have."""
 
@@ -59,6 +123,7 @@ class Wording:
     shortest: int  # tokens of the longest row without a haystack, the answer included
 
 
+@dataclass
 class NeedleInAHaystack(GeneratedRows):
     """Rows of the tasks ``niah_single``, ``niah_multi_key``, ``_multi_query`` and ``_multi_value``.
 
@@ -86,38 +151,24 @@ class NeedleInAHaystack(GeneratedRows):
             has, and the end of text, if not set.
     """
 
-    def __init__(
-        self,
-        kind: NeedleKind,
-        lengths: list[PositiveInt],
-        num_rows: PositiveInt = 500,
-        num_keys: PositiveInt | None = None,
-        num_queries: PositiveInt | None = None,
-        num_values: PositiveInt | None = None,
-        key_type: Kind = "words",
-        value_type: Kind = "numbers",
-        haystack: HaystackWord | Corpus = "noise",
-        seed: int = 0,
-        max_gen_tokens: PositiveInt | None = None,
-    ) -> None:
-        owner = "NeedleInAHaystack"
-        check_choice(owner, "kind", kind, get_args(NeedleKind))
-        check_choice(owner, "key_type", key_type, get_args(Kind))
-        check_choice(owner, "value_type", value_type, get_args(Kind))
-        if not isinstance(haystack, Corpus):
-            check_choice(owner, "haystack", haystack, get_args(HaystackWord))
-        check_lengths(owner, lengths, MIN_LENGTH)
-        self.kind = kind
-        self.lengths = list(lengths)
-        self.num_rows = num_rows
-        self.number = _number_of_needles(
-            kind, {"num_keys": num_keys, "num_queries": num_queries, "num_values": num_values}
-        )
-        self.key_type = key_type
-        self.value_type = value_type
-        self.haystack = haystack
-        self.seed = seed
-        self.max_gen_tokens = max_gen_tokens
+    kind: NeedleKind
+    lengths: list[PositiveInt]
+    num_rows: PositiveInt = 500
+    num_keys: PositiveInt | None = None
+    num_queries: PositiveInt | None = None
+    num_values: PositiveInt | None = None
+    key_type: Kind = "words"
+    value_type: Kind = "numbers"
+    haystack: HaystackWord | Corpus = "noise"
+    seed: int = 0
+    max_gen_tokens: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if not isinstance(value := getattr(self, name), Corpus):
+                check_choice("NeedleInAHaystack", name, value, get_args(choices))
+        self.check_lengths(MIN_LENGTH)
+        self.number = self._number_of_needles()
 
     @property
     def task(self) -> str:
@@ -137,10 +188,9 @@ class NeedleInAHaystack(GeneratedRows):
     def made_from(self, memo_dir: Path) -> dict[str, Any]:
         """The settings, and the content of the corpus."""
         haystack = self.haystack
-        if isinstance(haystack, Corpus):
-            haystack = haystack.content_hash(memo_dir)  # type: ignore[assignment]
+        content = haystack if isinstance(haystack, str) else haystack.content_hash(memo_dir)
         names = ("kind", "lengths", "num_rows", "number", "seed", "max_gen_tokens", "_variant")
-        return {name: getattr(self, name) for name in names} | {"haystack": haystack}
+        return {name: getattr(self, name) for name in names} | {"haystack": content}
 
     def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
         """``num_rows`` rows of each length.
@@ -154,28 +204,27 @@ class NeedleInAHaystack(GeneratedRows):
         drawn = [self._draw(number) for number in range(self.num_rows)]
         for length in self.lengths:
             wording = self._choose_wording(tokenizer, drawn, length)
-            at = f"{self.task} at {length:,} tokens"
-            if wording.layout.short:
-                notes.append(f"{at}: the short wording, to leave tokens to the haystack")
-            if wording.number < self.number:
-                notes.append(
-                    f"{at}: {wording.number} needles instead of {self.number}, more do not fit"
-                )
+            layout, budget = wording.layout, wording.max_gen_tokens
             bare = guess = 0
             for number, needles in enumerate(drawn):
-                sentences = self._sentences(corpus, wording.layout, needles, number)
+                sentences = self._sentences(corpus, layout, needles, number)
                 hidden = needles[: wording.number]
-                prompt = partial(self._prompt, wording.layout, hidden, sentences)
-                text, guess = fill(
-                    tokenizer, prompt, length - wording.max_gen_tokens, length, guess
-                )
+                prompt = partial(layout.prompt, hidden, sentences)
+                text, guess = fill(tokenizer, prompt, length - budget, length, guess)
                 row_id = f"{self.task}/{length}/{self._variant}-{self.seed}/{number}"
-                answers, budget = self._answers(hidden), wording.max_gen_tokens
+                answers = layout.answers(hidden)
                 rows.append(TaskRow(row_id, self.task, text, answers, budget, length))
                 bare += guess == 0
-            if bare:
-                notes.append(f"{at}: {bare:,} of {self.num_rows:,} rows have no haystack")
+            notes += (f"{self.task} at {length:,} tokens: {n}" for n in self._notes(wording, bare))
         return rows, notes
+
+    def _notes(self, wording: Wording, bare: int) -> Iterator[str]:
+        if wording.layout.short:
+            yield "the short wording, to leave tokens to the haystack"
+        if wording.number < self.number:
+            yield f"{wording.number} needles instead of {self.number}, more do not fit"
+        if bare:
+            yield f"{bare:,} of {self.num_rows:,} rows have no haystack"
 
     def _draw(self, number: int) -> Needles:
         draws = Draws(self.seed, self.task, self._variant, number, "needles")
@@ -198,20 +247,18 @@ class NeedleInAHaystack(GeneratedRows):
         if self.haystack == "noise":
             return Sentences(cycle(NOISE))
         pairs = zip(draws.texts(self.key_type), draws.texts(self.value_type), strict=False)
-        return Sentences(layout.needle(key, value) + " " for key, value in pairs)
+        return Sentences(layout.sentence(key, value) + " " for key, value in pairs)
 
     def _choose_wording(
         self, tokenizer: Tokenizer, drawn: Sequence[Needles], length: int
     ) -> Wording:
         """Full sentences where they leave half of the tokens to the haystack, else fewer words."""
-        several = self.kind == "multi_value"
-        wording = self._wording(tokenizer, drawn, Layout(self.value_type, several), self.number)
+        wording = self._wording(tokenizer, drawn, self.number)
         if 2 * wording.shortest <= length:
             return wording
-        short = Layout(self.value_type, several, short=True)
         fewest = min(2, self.number)
         for number in range(self.number, fewest - 1, -1):
-            wording = self._wording(tokenizer, drawn, short, number)
+            wording = self._wording(tokenizer, drawn, number, short=True)
             if wording.shortest <= length:
                 return wording
         raise ConfigError(
@@ -223,67 +270,46 @@ class NeedleInAHaystack(GeneratedRows):
         )
 
     def _wording(
-        self, tokenizer: Tokenizer, drawn: Sequence[Needles], layout: Layout, number: int
+        self, tokenizer: Tokenizer, drawn: Sequence[Needles], number: int, short: bool = False
     ) -> Wording:
+        layout = Layout(self.kind, self.value_type, short)
         some = [needles[:number] for needles in drawn]
-        prompts = [self._prompt(layout, needles, Sentences(()), 0) for needles in some]
-        answers = [", ".join(self._answers(needles)) for needles in some]
+        prompts = [layout.prompt(needles, Sentences(()), 0) for needles in some]
+        answers = [", ".join(layout.answers(needles)) for needles in some]
         wholes = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
         encoded = tokenizer.encode_batch(prompts)
         pairs = list(zip(encoded, tokenizer.encode_batch(wholes), strict=True))
         # One more for the end of text.
         needed = max(len(whole) - common_prefix(prompt, whole) for prompt, whole in pairs) + 1
-        if self.max_gen_tokens is not None and self.max_gen_tokens < needed:
+        budget = self.max_gen_tokens or needed
+        if budget < needed:
             raise ConfigError(
-                f"max_gen_tokens {self.max_gen_tokens} is too few for answers of {needed} tokens",
+                f"max_gen_tokens {budget} is too few for answers of {needed} tokens",
                 where=f"{self.label}, {tokenizer.label}",
                 allowed=f"at least {needed}",
                 way_out="leave max_gen_tokens out: the answers decide",
             )
-        budget = self.max_gen_tokens or needed
-        return Wording(layout, number, budget, max(len(ids) for ids in encoded) + budget)
+        return Wording(layout, number, budget, max(map(len, encoded)) + budget)
 
-    def _prompt(self, layout: Layout, needles: Needles, haystack: Sentences, number: int) -> str:
-        """The first sentences with the needles between them, at their depths, and the question."""
-        sentences = haystack.first(number)
-        text: list[str] = []
-        done = 0
-        for needle in sorted(needles):
-            stop = int(needle.depth * (len(sentences) + 1))
-            text += sentences[done:stop]
-            done = stop
-            space = "\n" if text and text[-1].endswith("\n") else " "
-            text.append(layout.needle(needle.key, needle.value) + space)
-        whole = "".join([*text, *sentences[done:]]).rstrip()
-        asked = needles if self.kind == "multi_query" else needles[:1]
-        return layout.prompt(whole, [needle.key for needle in asked])
-
-    def _answers(self, needles: Needles) -> tuple[str, ...]:
-        if self.kind == "multi_value":  # as they come in the text
-            return tuple(needle.value for needle in sorted(needles))
-        asked = needles if self.kind == "multi_query" else needles[:1]
-        return tuple(needle.value for needle in asked)
-
-
-def _number_of_needles(kind: str, given: dict[str, int | None]) -> int:
-    own = _NUMBER_SETTING.get(kind)
-    for setting, value in given.items():
-        if value is None:
-            continue
-        if setting != own:
+    def _number_of_needles(self) -> int:
+        own = _NUMBER_SETTINGS.get(self.kind)
+        for setting in _NUMBER_SETTINGS.values():
+            if setting != own and getattr(self, setting) is not None:
+                raise ConfigError(
+                    f"{setting} is set, and the kind is {self.kind}",
+                    where="NeedleInAHaystack",
+                    allowed=f"{own} for this kind"
+                    if own
+                    else "none of num_keys, num_queries, num_values: a single needle",
+                )
+        if own is None:
+            return 1
+        number = getattr(self, own)
+        if number is not None and number < 2:
             raise ConfigError(
-                f"{setting} is set, and the kind is {kind}",
-                where="NeedleInAHaystack",
-                allowed=f"{own} for this kind"
-                if own
-                else "none of num_keys, num_queries, num_values: a single needle",
-            )
-        if value < 2:
-            raise ConfigError(
-                f"{setting} is {value}",
+                f"{own} is {number}",
                 where="NeedleInAHaystack",
                 allowed="at least 2",
                 way_out="kind: single",
             )
-        return value
-    return DEFAULT_NUMBER if own else 1
+        return number or DEFAULT_NUMBER

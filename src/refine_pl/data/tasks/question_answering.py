@@ -5,8 +5,8 @@ The paragraphs that answer a question stand between paragraphs of other question
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +15,15 @@ from jsonargparse.typing import PositiveInt
 
 from refine_pl.data.cache_files import file_hash
 from refine_pl.data.file_records import (
-    ANSWER_COLUMNS,
-    BadRow,
+    FileReader,
     FileRecord,
-    RowReader,
-    check_text,
+    OnBadRow,
+    answer_columns,
+    skip_notes,
 )
-from refine_pl.data.paths import find_files, short_names, shown_paths
+from refine_pl.data.paths import shown_paths
 from refine_pl.data.tasks.draws import Draws
-from refine_pl.data.tasks.fitting import fill
-from refine_pl.data.tasks.generated import GeneratedRows, check_lengths
+from refine_pl.data.tasks.generated import GeneratedRows, fill
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
@@ -39,13 +38,6 @@ TEMPLATE = (
 """The layout of the published rows, in words of our own."""
 
 
-_SETTINGS = (
-    *("lengths", "task", "num_rows", "question_column", "answers_column", "paragraphs_column"),
-    *("max_gen_tokens", "template", "seed", "on_long_row", "on_bad_row"),
-)
-"""All of them but the paths, of which the content counts."""
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """One row of the input."""
@@ -56,7 +48,8 @@ class Question:
     paragraphs: tuple[str, ...]  # those that answer it
 
 
-class MultiDocumentQA(RowReader, GeneratedRows):
+@dataclass
+class MultiDocumentQA(FileReader, GeneratedRows):
     """Rows of ``ruler_squadqa``, ``ruler_hotpotqa`` or a task of your own, from questions.
 
     A row of the input has a question, its answers, and the paragraphs that hold them. Here it
@@ -80,39 +73,28 @@ class MultiDocumentQA(RowReader, GeneratedRows):
         on_bad_row: ``error`` stops at a row that cannot be used; ``skip`` leaves it out and counts.
     """
 
-    def __init__(
-        self,
-        paths: str | list[str],
-        lengths: list[PositiveInt],
-        task: str = "ruler_squadqa",
-        num_rows: PositiveInt | None = None,
-        question_column: str = "question",
-        answers_column: str | None = None,
-        paragraphs_column: str = "paragraphs",
-        max_gen_tokens: PositiveInt = 32,
-        template: str = TEMPLATE,
-        seed: int = 0,
-        on_long_row: Literal["skip", "error"] = "skip",
-        on_bad_row: Literal["error", "skip"] = "error",
-    ) -> None:
-        self.paths = [paths] if isinstance(paths, str) else list(paths)
-        self.lengths = list(lengths)
-        self.task = task
-        self.num_rows = num_rows
-        self.question_column = question_column
-        self.answers_column = answers_column
-        self.paragraphs_column = paragraphs_column
-        self.max_gen_tokens = max_gen_tokens
-        self.template = template
-        self.seed = seed
-        self.on_long_row = on_long_row
-        self.on_bad_row = on_bad_row
-        least = max_gen_tokens + 1
-        check_lengths("MultiDocumentQA", lengths, least, ", more than max_gen_tokens")
+    paths: str | list[str]
+    lengths: list[PositiveInt]
+    task: str = "ruler_squadqa"
+    num_rows: PositiveInt | None = None
+    question_column: str = "question"
+    answers_column: str | None = None
+    paragraphs_column: str = "paragraphs"
+    max_gen_tokens: PositiveInt = 32
+    template: str = TEMPLATE
+    seed: int = 0
+    on_long_row: Literal["skip", "error"] = "skip"
+    on_bad_row: OnBadRow = "error"
+
+    suffixes = (".jsonl", ".parquet")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_lengths(self.max_gen_tokens + 1, ", more than max_gen_tokens")
         for field in ("{documents}", "{question}"):
-            if template.count(field) != 1:
+            if self.template.count(field) != 1:
                 raise ConfigError(
-                    f"the template has {field} {template.count(field)} times",
+                    f"the template has {field} {self.template.count(field)} times",
                     where="MultiDocumentQA",
                     allowed="{documents} and {question} once each",
                 )
@@ -124,8 +106,11 @@ class MultiDocumentQA(RowReader, GeneratedRows):
 
     def made_from(self, memo_dir: Path) -> dict[str, Any]:
         """The settings, and the names and bytes of the files."""
-        files = [(name, file_hash(Path(file), memo_dir)) for name, file in self._files().items()]
-        return {name: getattr(self, name) for name in _SETTINGS} | {"files": files}
+        paths = self.named_files()
+        files = [(name, file_hash(Path(file), memo_dir)) for name, file in paths.items()]
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        del settings["paths"]
+        return settings | {"files": files}
 
     def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
         """The rows of every length.
@@ -133,34 +118,23 @@ class MultiDocumentQA(RowReader, GeneratedRows):
         Raises:
             DataError: a row cannot be used, or no row is left for a length.
         """
-        questions = self._questions()
+        questions = list(self.counted(self._read, "question"))
         pool = list(dict.fromkeys(p for question in questions for p in question.paragraphs))
         rows: list[TaskRow] = []
-        notes = self.skip_notes()
+        notes = skip_notes(self.skipped_rows, self.first_skipped)
         for length in self.lengths:
-            made, long_rows, exhausted = self._of_length(tokenizer, questions, pool, length)
+            made, said = self._of_length(tokenizer, questions, pool, length)
             rows += made
-            at = f"{self.task} at {length:,} tokens"
-            if long_rows:
-                notes.append(
-                    f"{at}: {long_rows:,} questions left out, their own paragraphs do not fit"
-                )
-            if self.num_rows is not None and len(made) < self.num_rows:
-                notes.append(f"{at}: {len(made):,} rows instead of {self.num_rows:,}, no more fit")
-            if exhausted:
-                notes.append(
-                    f"{at}: {exhausted:,} rows hold all {len(pool):,} paragraphs that there are, "
-                    "and could hold more"
-                )
+            notes += (f"{self.task} at {length:,} tokens: {note}" for note in said)
         return rows, notes
 
     def _of_length(
         self, tokenizer: Tokenizer, questions: Sequence[Question], pool: list[str], length: int
-    ) -> tuple[list[TaskRow], int, int]:
-        """The rows, the number of those left out, and of those that no paragraph is left for."""
+    ) -> tuple[list[TaskRow], list[str]]:
+        """The rows, and what people should know about them."""
         rows: list[TaskRow] = []
         long_rows = exhausted = guess = 0
-        limit = length - self.max_gen_tokens
+        budget = self.max_gen_tokens
         for question in questions:
             if len(rows) == self.num_rows:
                 break
@@ -168,16 +142,13 @@ class MultiDocumentQA(RowReader, GeneratedRows):
             mixture = Mixture(question, pool, draws)
             prompt = partial(self._prompt, question, mixture)
             bare = len(tokenizer.encode(prompt(0)))
-            if bare > limit:
+            if bare > length - budget:
                 self._long_row(question, bare, length)
                 long_rows += 1
                 continue
-            text, guess = fill(tokenizer, prompt, limit, mixture.num_others, guess)
+            text, guess = fill(tokenizer, prompt, length - budget, mixture.num_others, guess)
             exhausted += guess == mixture.num_others
-            row_id, budget = (
-                f"{self.task}/{length}/{question.name}-{self.seed}",
-                self.max_gen_tokens,
-            )
+            row_id = f"{self.task}/{length}/{question.name}-{self.seed}"
             rows.append(TaskRow(row_id, self.task, text, question.answers, budget, length))
         if not rows:
             raise DataError(
@@ -185,7 +156,17 @@ class MultiDocumentQA(RowReader, GeneratedRows):
                 where=self.label,
                 way_out="longer lengths",
             )
-        return rows, long_rows, exhausted
+        notes = []
+        if long_rows:
+            notes.append(f"{long_rows:,} questions left out, their own paragraphs do not fit")
+        if self.num_rows is not None and len(rows) < self.num_rows:
+            notes.append(f"{len(rows):,} rows instead of {self.num_rows:,}, no more fit")
+        if exhausted:
+            notes.append(
+                f"{exhausted:,} rows hold all {len(pool):,} paragraphs that there are, and could "
+                "hold more"
+            )
+        return rows, notes
 
     def _long_row(self, question: Question, tokens: int, length: int) -> None:
         if self.on_long_row == "error":
@@ -203,21 +184,11 @@ class MultiDocumentQA(RowReader, GeneratedRows):
         parts = [part.replace("{question}", question.question) for part in (before, after)]
         return "\n\n".join(numbered).join(parts)
 
-    def _files(self) -> dict[str, str]:
-        """The files by their short names."""
-        files = find_files(self.paths, (".jsonl", ".parquet"))
-        return dict(zip(short_names(files), files, strict=True))
-
-    def _questions(self) -> list[Question]:
-        self.begin()
+    def _read(self) -> Iterator[Question]:
         columns = [self.question_column, self.paragraphs_column]
-        columns += [self.answers_column] if self.answers_column else ANSWER_COLUMNS
-        questions: list[Question] = []
-        for name, file in self._files().items():
-            questions += self.read_file(file, columns, partial(self._question, name))
-        if not questions:
-            raise self.nothing(self.label, "question")
-        return questions
+        columns += answer_columns(self.answers_column)
+        for name, file in self.named_files().items():
+            yield from self.read_file(file, columns, partial(self._question, name))
 
     def _question(self, name: str, record: FileRecord) -> Question:
         return Question(
@@ -236,12 +207,11 @@ class MultiDocumentQA(RowReader, GeneratedRows):
             if isinstance(entry, dict):  # a title may be missing
                 title, text = entry.get("title"), entry.get("text")
                 parts = [title, text] if title else [text]
-            texts = [check_text(part, column, record.where).strip() for part in parts]
+            texts = [record.checked_text(part, column).strip() for part in parts]
             found.append("\n".join(texts).strip())
         if not found or not all(found):
-            raise BadRow(
+            raise record.bad(
                 f"column {column!r} holds no paragraph, or an empty one",
-                record.where,
                 "a list of texts, or of {title: ..., text: ...}",
             )
         return tuple(found)

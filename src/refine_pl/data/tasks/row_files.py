@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from refine_pl.data.file_records import ANSWER_COLUMNS, FileRecord, RowReader
-from refine_pl.data.paths import find_files, short_names, shown_paths
+from refine_pl.data.file_records import (
+    FileReader,
+    FileRecord,
+    OnBadRow,
+    answer_columns,
+    skip_notes,
+)
 from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.errors import DataError
 from refine_pl.task_records import TaskRow
@@ -21,7 +26,8 @@ UNNAMED_TASK = "prompts"
 _LENGTH_COLUMN = "max_seq_length"
 
 
-class RowFiles(RowReader, TaskSource):
+@dataclass
+class RowFiles(FileReader, TaskSource):
     """Rows from files.
 
     Each line of a ``.jsonl`` file and each row of a ``.parquet`` file is a row. A ``.txt`` file
@@ -45,51 +51,32 @@ class RowFiles(RowReader, TaskSource):
         require_answers: whether a row without answers is one that cannot be used.
     """
 
-    def __init__(
-        self,
-        paths: str | list[str],
-        task: str | None = None,
-        prompt_column: str = "prompt",
-        answers_column: str | None = None,
-        id_column: str | None = None,
-        task_column: str = "task",
-        budget_column: str = "max_gen_tokens",
-        max_gen_tokens: PositiveInt = 32,
-        length: PositiveInt | None = None,
-        on_bad_row: Literal["error", "skip"] = "error",
-        require_answers: bool = True,
-    ) -> None:
-        self.paths = [paths] if isinstance(paths, str) else list(paths)
-        self.task = task
-        self.prompt_column = prompt_column
-        self.answers_column = answers_column
-        self.id_column = id_column
-        self.task_column = task_column
-        self.budget_column = budget_column
-        self.max_gen_tokens = max_gen_tokens
-        self.length = length
-        self.on_bad_row = on_bad_row
-        self.require_answers = require_answers
-
-    @property
-    def label(self) -> str:
-        """The paths as they were given, shortened."""
-        return f"RowFiles {shown_paths(self.paths)}"
+    paths: str | list[str]
+    task: str | None = None
+    prompt_column: str = "prompt"
+    answers_column: str | None = None
+    id_column: str | None = None
+    task_column: str = "task"
+    budget_column: str = "max_gen_tokens"
+    max_gen_tokens: PositiveInt = 32
+    length: PositiveInt | None = None
+    on_bad_row: OnBadRow = "error"
+    require_answers: bool = True
 
     def files(self) -> list[str]:
         """The files that ``paths`` stands for.
 
         Raises:
-            DataError: a file is missing, a pattern matches nothing, or a suffix is unknown.
+            DataError: a file is missing or cannot be read, or cannot hold the answers.
         """
-        files = find_files(self.paths, (".txt", ".jsonl", ".parquet"))
-        for name in files:
-            if name.endswith(".txt") and self.require_answers:
-                raise DataError(
-                    "a .txt file holds prompts without answers",
-                    where=name,
-                    way_out="require_answers: false, or a .jsonl or .parquet file with answers",
-                )
+        files = super().files()
+        prompts = [name for name in files if name.endswith(".txt")]
+        if prompts and self.require_answers:
+            raise DataError(
+                "a .txt file holds prompts without answers",
+                where=prompts[0],
+                way_out="require_answers: false, or a .jsonl or .parquet file with answers",
+            )
         return files
 
     def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
@@ -98,20 +85,16 @@ class RowFiles(RowReader, TaskSource):
         Raises:
             DataError: a row cannot be used, two rows have one id, or there is not one row.
         """
-        self.begin()
         way_out = "another id_column, or none: rows are then named by file and number"
-        rows = check_unique(self._read(), way_out)
-        if not rows:
-            raise self.nothing(self.label, "row")
-        self.notes = self.skip_notes()
+        rows = check_unique(self.counted(self._read, "row"), way_out)
+        self.notes = skip_notes(self.skipped_rows, self.first_skipped)
         return rows
 
     def _read(self) -> Iterator[tuple[str, TaskRow]]:
         columns = [self.prompt_column, self.task_column, self.budget_column, _LENGTH_COLUMN]
-        columns += [self.answers_column] if self.answers_column else ANSWER_COLUMNS
+        columns += answer_columns(self.answers_column)
         columns += [self.id_column] if self.id_column else []
-        files = self.files()
-        for name, short in zip(files, short_names(files), strict=True):
+        for short, name in self.named_files().items():
             yield from self.read_file(name, columns, partial(self._row, short))
 
     def _row(self, short: str, record: FileRecord) -> tuple[str, TaskRow]:
@@ -119,10 +102,10 @@ class RowFiles(RowReader, TaskSource):
         prompt = record.text(self.prompt_column, "prompt_column")
         answers = record.answers(self.answers_column, self.require_answers)
         task = self._task(record)
-        budget = record.count(self.budget_column)
+        budget = record.count(self.budget_column) or self.max_gen_tokens
         length = self.length or record.count(_LENGTH_COLUMN)
-        parts = [task, *([str(length)] if length else []), short, str(record.number)]
-        row_id, budget = self._id(record) or "/".join(parts), budget or self.max_gen_tokens
+        parts = (task, length, short, record.number)
+        row_id = self._id(record) or "/".join(str(part) for part in parts if part is not None)
         return record.where, TaskRow(row_id, task, prompt, answers, budget, length)
 
     def _task(self, record: FileRecord) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
 from refine_pl.data.cache_files import digest_of
-from refine_pl.data.collate import TokenSequence, collate
-from refine_pl.data.loader import BatchKey
+from refine_pl.data.loader import BatchKey, TokenSequence, collate
 from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.data.tasks.encoding import Encoding, TaskTokens, encode_rows
 from refine_pl.data.tasks.generated import rows_hash
@@ -159,24 +158,19 @@ class WholeBatches:
         self,
         rows: Sequence[TaskTokens],
         batch_size: int,
-        *,
-        rank: int = 0,
-        num_ranks: int = 1,
-        skip: Iterable[str] = (),
+        rank: int,
+        num_ranks: int,
+        skip: Collection[str],
     ) -> None:
-        left_out = frozenset(skip)
-        batches = [
-            [tokens for tokens in rows[start : start + batch_size] if tokens.row.id not in left_out]
-            for start in range(0, len(rows), batch_size)
-        ]
-        self._batches = [batch for batch in batches if batch][rank::num_ranks]
+        cut = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+        left = ([tokens for tokens in batch if tokens.row.id not in skip] for batch in cut)
+        self._batches = [batch for batch in left if batch][rank::num_ranks]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[TaskBatch]:
-        for batch in self._batches:
-            yield collate_tasks([numbered(tokens) for tokens in batch])
+        return (collate_tasks([numbered(tokens) for tokens in batch]) for batch in self._batches)
 
 
 def numbered(tokens: TaskTokens) -> tuple[int, TaskTokens]:
