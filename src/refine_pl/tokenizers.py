@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +67,9 @@ class Tokenizer(ABC):
 class Bytes(Tokenizer):
     """The bytes of UTF-8 are the ids 0 to 255; 256 ends a text. Needs no files."""
 
-    @property
-    def vocab_size(self) -> int:
-        """257."""
-        return 257
-
-    @property
-    def eos_token_id(self) -> int:
-        """256."""
-        return 256
-
-    @property
-    def fingerprint(self) -> str:
-        """A constant: there is nothing that could differ."""
-        return "bytes-1"
+    vocab_size = 257
+    eos_token_id = 256
+    fingerprint = "bytes-1"  # a constant: there is nothing that could differ
 
     def spec(self) -> dict[str, Any]:
         """The class."""
@@ -96,15 +86,11 @@ class Bytes(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are not UTF-8 become U+FFFD, 256 becomes ``<eos>``."""
         parts: list[str] = []
-        pending = bytearray()
-        for token in ids:
-            if 0 <= token < 256:
-                pending.append(token)
-                continue
-            parts.append(pending.decode(errors="replace"))
-            parts.append("<eos>" if token == self.eos_token_id else f"<{token}>")
-            pending.clear()
-        parts.append(pending.decode(errors="replace"))
+        for are_bytes, run in groupby(ids, lambda token: 0 <= token < 256):
+            if are_bytes:
+                parts.append(bytes(run).decode(errors="replace"))
+            else:
+                parts += ("<eos>" if token == self.eos_token_id else f"<{token}>" for token in run)
         return "".join(parts)
 
 
@@ -146,15 +132,17 @@ class HubTokenizer(Tokenizer):
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the tokenizer's whole definition, not of its name."""
-        backend = getattr(self._loaded, "backend_tokenizer", None)
-        if backend is not None:
-            definition: object = backend.to_str()
-        else:
-            definition = (
-                type(self._loaded).__name__,
-                sorted(self._loaded.get_vocab().items()),
-                sorted(self._loaded.special_tokens_map.items()),
+        loaded = self._loaded
+        backend = getattr(loaded, "backend_tokenizer", None)
+        definition = (
+            backend.to_str()
+            if backend is not None
+            else (
+                type(loaded).__name__,
+                sorted(loaded.get_vocab().items()),
+                sorted(loaded.special_tokens_map.items()),
             )
+        )
         return hashlib.blake2b(repr(definition).encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str) -> list[int]:

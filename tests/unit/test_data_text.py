@@ -13,8 +13,8 @@ import yaml
 
 import refine_pl.data
 from refine_pl.data import BatchOrder, Bytes, Corpus, ResumableLoader, TextData, TokenSequence
-from refine_pl.data.documents import DocumentSet
 from refine_pl.data.loader import collate
+from refine_pl.data.text import DocumentSet
 from refine_pl.data.token_cache import tokenized
 from refine_pl.errors import CheckpointError, ConfigError, DataError
 

@@ -132,9 +132,6 @@ def test_attributes(make, tmp_path):
     assert data.sequence_length == 16
     assert make(tasks={"batch_size": 4}).batch_size == 4
     data.setup("fit")
-    described = data.describe()
-    assert described["text/training_documents"] == 12
-    assert described["tasks/training_rows"] == 7
     names = [seen(batch)[:2] for loader in data.val_dataloader() for batch in loader]
     assert len(names) == 2
     assert names[1] == ("v0", "v1")

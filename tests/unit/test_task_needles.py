@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from encoded_rows import encode_row
 from small_tokenizers import byte_level, sentence_piece
 
 from refine_pl.data import Bytes, Corpus, NeedleInAHaystack, StandardLibrary
 from refine_pl.data.tasks.draws import ADJECTIVES, NOUNS
-from refine_pl.data.tasks.encoding import Encoding, encode_row
+from refine_pl.data.tasks.encoding import Encoding
 from refine_pl.data.tasks.generated import most_that_fits
 from refine_pl.data.tasks.haystacks import NOISE, corpus_sentences, split_sentences
 from refine_pl.errors import ConfigError, DataError

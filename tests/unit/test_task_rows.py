@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from encoded_rows import encode_row
 from small_tokenizers import byte_level, sentence_piece
 
 from refine_pl.data import Bytes, RowFiles
-from refine_pl.data.tasks.encoding import Encoding, encode_row, encode_rows
+from refine_pl.data.tasks.encoding import Encoding, encode_rows
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.task_records import TaskRow
 

@@ -67,7 +67,7 @@ def file_hash(path: Path, memo_dir: Path | None = None) -> str:
 
     Args:
         path: the file.
-        memo_dir: folder where digests of large files are remembered; ``None`` remembers nothing.
+        memo_dir: folder where digests are remembered; ``None`` remembers nothing.
     """
     stat = path.stat()
     memo = None

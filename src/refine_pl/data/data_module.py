@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 
 from refine_pl.data.loader import BatchOrder, ResumableLoader
@@ -38,8 +37,6 @@ class ResumableData(LightningDataModule):
         if self.trainer is not None:
             kwargs = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
             return kwargs["rank"], kwargs["num_replicas"]
-        if dist.is_available() and dist.is_initialized():
-            return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
     def loader(
@@ -51,11 +48,7 @@ class ResumableData(LightningDataModule):
     ) -> ResumableLoader:
         """Shuffled batches of training; without a ``fingerprint`` every row in order.
 
-        Args:
-            rows: as the dataset of :class:`ResumableLoader`.
-            collate_fn: makes a batch.
-            fingerprint: of data and settings, for a resume.
-            settings: those that the fingerprint stands for.
+        The arguments are those of :class:`ResumableLoader`.
         """
         rank, num_ranks = self.ranks
         training = fingerprint is not None
@@ -77,12 +70,6 @@ class ResumableData(LightningDataModule):
 
     def check_training(self, num_rows: int, what: str, where: str, way_out: str) -> None:
         """Refuse too few rows, and the trainer's option that would replace their order.
-
-        Args:
-            num_rows: of an epoch.
-            what: the kind of rows.
-            where: which rows.
-            way_out: what to change.
 
         Raises:
             ConfigError: naming the setting.
@@ -109,8 +96,8 @@ class ResumableData(LightningDataModule):
         Args:
             shared: settings of the data by name, each counted over all ranks.
             content_hash: of the data of this rank.
-            what: the kind of data.
-            label: which data.
+            what: the kind of data, for the message.
+            label: which data, for the message.
 
         Raises:
             ConfigError: naming the first number that is not a multiple of the number of ranks.

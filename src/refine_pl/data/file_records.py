@@ -68,12 +68,7 @@ class RowReader:
         self._report(BadRow(what, where=where, allowed=allowed))
 
     def usable(self, items: Iterable[Item], make: Callable[[Item], T]) -> Iterator[T]:
-        """What ``make`` makes of every item; those that it refuses are errors, or counted.
-
-        Args:
-            items: rows in any form.
-            make: raises :class:`BadRow` for a row that cannot be used.
-        """
+        """What ``make`` makes of every item; those that it raises BadRow for are counted."""
         for item in items:
             try:
                 made = make(item)
@@ -83,14 +78,10 @@ class RowReader:
                 yield made
 
     def counted(self, read: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
-        """What one reading gives, of which skipped rows are counted.
-
-        Args:
-            read: begins the reading.
-            what: the kind of what it gives, for the message.
+        """What a reading gives; its skipped rows are counted from 0.
 
         Raises:
-            DataError: it gives nothing.
+            DataError: there is not one ``what``.
         """
         self.skipped_rows, self.first_skipped = 0, None
         empty = True
@@ -105,16 +96,16 @@ class RowReader:
                 allowed=f"at least one {what}",
             )
 
+    def skip_notes(self) -> list[str]:
+        """How many rows were left out and what was wrong with the first; nothing if none were."""
+        count, first = self.skipped_rows, self.first_skipped
+        return [f"skipped rows: {count:,}; the first was {first}"] if count else []
+
     def _report(self, error: BadRow) -> None:
         if self.on_bad_row == "error":
             raise error
         self.skipped_rows += 1
         self.first_skipped = self.first_skipped or f"{error.where}: {error.what}"
-
-
-def skip_notes(skipped_rows: int, first: str | None) -> list[str]:
-    """How many rows were left out and what was wrong with the first; nothing if none were."""
-    return [f"skipped rows: {skipped_rows:,}; the first was {first}"] if skipped_rows else []
 
 
 class FileReader(RowReader):
@@ -152,7 +143,7 @@ class FileReader(RowReader):
     def read_file(
         self, name: str, columns: Collection[str], make: Callable[[FileRecord], T]
     ) -> Iterator[T]:
-        """What ``make`` makes of every record of a file; rows that it refuses are reported.
+        """What ``make`` makes of every record of a file, as :meth:`usable`.
 
         Args:
             name: a ``.jsonl``, ``.parquet`` or ``.txt`` file, of which each line is a text.
@@ -184,12 +175,7 @@ class FileRecord:
         return BadRow(what, where=self.where, allowed=allowed)
 
     def text(self, column: str, setting: str, *, blank: bool = False) -> str:
-        """The text of a column.
-
-        Args:
-            column: the column.
-            setting: the argument that names the column.
-            blank: whether it may be white space alone.
+        """The text of a column, which ``setting`` names; ``blank``: or white space alone.
 
         Raises:
             BadRow: there is none.
@@ -220,14 +206,10 @@ class FileRecord:
         )
 
     def answers(self, column: str | None, required: bool = True) -> tuple[str, ...]:
-        """The right answers, a list of texts or one text.
-
-        Args:
-            column: one of :func:`answer_columns`.
-            required: whether there must be one.
+        """The right answers, a list of texts or one text, in one of :func:`answer_columns`.
 
         Raises:
-            BadRow: there is none, or it is blank or not a text.
+            BadRow: there is none although it is ``required``, or it is blank or not a text.
         """
         candidates = answer_columns(column)
         found = next((name for name in candidates if name in self.columns), None)
@@ -245,22 +227,14 @@ class FileRecord:
         return tuple(answers)
 
     def count(self, column: str) -> int | None:
-        """A number of tokens, or None where there is none.
-
-        Raises:
-            BadRow: it is something else.
-        """
+        """A number of tokens, or None where there is none; raises BadRow for all else."""
         value = self.values.get(column)
         if value is None or (type(value) is int and value >= 1):
             return value
         raise self.bad(f"column {column!r} holds {value!r:.40}", "a number of tokens, at least 1")
 
     def checked_text(self, value: object, column: str) -> str:
-        """``value`` if it is text.
-
-        Raises:
-            BadRow: it is something else, or no encoding of Unicode can hold it.
-        """
+        """``value``; raises BadRow if it is not text, or no encoding of Unicode can hold it."""
         if not isinstance(value, str):
             found = "null" if value is None else f"{type(value).__name__} ({value!r:.40})"
             raise self.bad(f"column {column!r} holds {found}", "text")
@@ -278,11 +252,7 @@ def answer_columns(column: str | None) -> list[str]:
 
 
 def decoded(content: bytes, where: str) -> str:
-    """The text of UTF-8, without a byte order mark.
-
-    Raises:
-        BadRow: it is not UTF-8.
-    """
+    """The text of UTF-8, without a byte order mark; raises BadRow if it is not that."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

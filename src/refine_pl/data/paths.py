@@ -13,10 +13,6 @@ from refine_pl.errors import DataError, nearest
 def find_files(paths: Sequence[str], suffixes: Collection[str]) -> list[str]:
     """The files that paths and patterns stand for, each once; those of a pattern are sorted.
 
-    Args:
-        paths: paths or patterns, relative to the working directory.
-        suffixes: endings that are allowed.
-
     Raises:
         DataError: a file is missing, a pattern matches nothing, or a suffix is unknown.
     """

@@ -108,11 +108,6 @@ class StageData(LightningDataModule):
             loaders += given if isinstance(given, list) else [given]
         return loaders
 
-    def describe(self) -> dict[str, str | int | float]:
-        """What the sources say of themselves, under their names."""
-        own = self._named("describe")
-        return {f"{name}/{key}": v for name, get in own.items() for key, v in get().items()}
-
     def _named(self, attribute: str) -> dict[str, Any]:
         """What an attribute is in the sources that have it."""
         found = {name: getattr(source, attribute, None) for name, source in self.sources.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from refine_pl.data.cache_files import digest_of
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.loader import ResumableLoader
-from refine_pl.data.tasks.base import TaskSource
+from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.data.tasks.encoding import Encoding, OverLong
-from refine_pl.data.tasks.task_set import TaskSet, WholeBatches, collate_tasks, read_sources
-from refine_pl.errors import ConfigError, DataError
+from refine_pl.data.tasks.task_set import TaskSet, WholeBatches, collate_tasks
+from refine_pl.errors import ConfigError
 from refine_pl.evaluation.tasks import register_rules
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
@@ -116,20 +117,13 @@ class TaskData(ResumableData):
                 ones.
             ConfigError: the command has no rows, or a batch cannot be shared evenly.
         """
-        self._current = self._needed(stage)
-        new = [name for name in self._current if name not in self._sets]
+        names = self._needed(stage)
+        new = [name for name in names if name not in self._sets]
         for name in new:
-            rows, notes = self._source_rows(name)
-            self._sets[name] = TaskSet(
-                rows,
-                notes,
-                self.tokenizer,
-                self.encoding,
-                training=name == "training",
-                with_answers=name in ("training", "validation"),
-                notify=rank_zero_info,
-            )
-        self._check(self._current)
+            rows = self._source_rows(name)
+            self._sets[name] = TaskSet(name, *rows, self.tokenizer, self.encoding)
+        self._current = names
+        self._check(names)
         for name in new:
             rank_zero_info(self._summary(name))
 
@@ -211,12 +205,24 @@ class TaskData(ResumableData):
         return tuple(name for name in names if name in given)
 
     def _source_rows(self, name: str) -> tuple[list[TaskRow], list[str]]:
+        """The rows of a set's sources, in their order, and what people should know about them."""
         if name not in self._read:
-            sources = self.task_sources[name]
-            self._read[name] = read_sources(
-                sources, self.tokenizer, self.cache_dir, rank_zero_info, self.budget
-            )
+            notes: list[str] = []
+            rows = self._rows_of(self.task_sources[name], notes)
+            way_out = "another task, length, seed, file name or id_column for one of them"
+            self._read[name] = check_unique(rows, way_out), notes
         return self._read[name]
+
+    def _rows_of(
+        self, sources: dict[str, TaskSource], notes: list[str]
+    ) -> Iterator[tuple[str, TaskRow]]:
+        """Where each row is from, and the row; notes are added while they are read."""
+        for name, source in sources.items():
+            source.cache_dir, source.notify = self.cache_dir, rank_zero_info
+            for row in source.rows(self.tokenizer):
+                own = row._replace(max_gen_tokens=self.budget or row.max_gen_tokens)
+                yield f"source {name!r} ({source.label})", own
+            notes += (f"{name}: {note}" for note in source.notes)
 
     def _set(self, name: str, stage: str) -> TaskSet:
         if name not in self._sets:
@@ -237,7 +243,7 @@ class TaskData(ResumableData):
             shared["batch_size"] = self.batch_size
         for name in names:
             if name in ("validation", "test"):
-                self._refuse_unanswered(name)
+                self._sets[name].refuse_unanswered()
         if "validation" in names:
             shared["validation_batch_size"] = self.validation_batch_size
             self._check_validation_ranks()
@@ -253,16 +259,6 @@ class TaskData(ResumableData):
                 where="data.validation",
                 allowed=f"a multiple of {num_ranks} rows",
                 way_out="another number of rows, or fewer devices",
-            )
-
-    def _refuse_unanswered(self, name: str) -> None:
-        rows = [encoded.row for encoded in self._sets[name].rows]
-        without = [row.id for row in rows if not row.answers]
-        if without:
-            raise DataError(
-                f"{len(without):,} of {len(rows):,} {name} rows have no answers to be scored by",
-                where=f"data.{name}, row {without[0]}",
-                way_out="leave them out (on_bad_row: skip), or answer them with refine-pl predict",
             )
 
     def _warn_of_shared_prompts(self) -> None:

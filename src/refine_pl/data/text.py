@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import Dataset
 
 from refine_pl.data.cache_files import digest_of
 from refine_pl.data.corpora import Corpus
 from refine_pl.data.data_module import ResumableData
-from refine_pl.data.documents import DocumentSet, Split, split_documents
-from refine_pl.data.file_records import skip_notes
-from refine_pl.data.loader import ResumableLoader, collate
+from refine_pl.data.loader import BatchKey, ResumableLoader, TokenSequence, collate
 from refine_pl.data.token_cache import Manifest, TokenCache, tokenized
+from refine_pl.errors import ConfigError, DataError
+from refine_pl.randomness import stream_seed
 from refine_pl.tokenizers import Tokenizer
 
 # What decides which tokens a place in an epoch stands for.
@@ -87,7 +93,6 @@ class TextData(ResumableData):
         """Shuffled batches; documents that do not fill the last one wait for the next epoch."""
         training, manifest = self._split.training, self._cache.manifest
         rows = DocumentSet(self._cache, training, self.sequence_length, self.crop, self.seed)
-        # Everything that decides which tokens a place in an epoch stands for.
         fingerprint = digest_of(
             manifest.corpus_hash,
             manifest.tokenizer,
@@ -159,8 +164,7 @@ class TextData(ResumableData):
         return split
 
     def _summary(self, manifest: Manifest, split: Split) -> list[str]:
-        notes = skip_notes(manifest.skipped_rows, manifest.first_skipped)
-        return [
+        lines = [
             f"Data: {self.corpus.label} (hash {manifest.corpus_hash[:12]}), "
             f"{manifest.documents:,} documents, {manifest.tokens:,} tokens by "
             f"{self.tokenizer.label}",
@@ -168,5 +172,118 @@ class TextData(ResumableData):
             f"validation; left out: {split.short_documents:,} shorter than {self.min_tokens:,} "
             f"tokens, {split.duplicate_documents:,} duplicates",
             self.epoch_line(len(split.training), "documents"),
-            *(f"  {note}" for note in notes),
         ]
+        if count := manifest.skipped_rows:
+            lines.append(f"  skipped rows: {count:,}; the first was {manifest.first_skipped}")
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Indices of documents in the cache, in the order of the corpus, and what was left out."""
+
+    training: tuple[int, ...]
+    validation: tuple[int, ...]
+    short_documents: int
+    duplicate_documents: int
+
+
+def split_documents(
+    cache: TokenCache,
+    *,
+    sequence_length: int,
+    min_tokens: int,
+    num_validation_documents: int,
+    seed: int,
+) -> Split:
+    """Drop short documents and duplicates, and set validation documents apart.
+
+    Two documents are duplicates if their first ``sequence_length`` tokens are equal: the first one
+    stays. So no validation sequence, which is those tokens, begins a training document as well.
+    Validation documents are the first in the order of a hash of (seed, content): a document keeps
+    its side when others are added, unless it is on the border.
+
+    Raises:
+        DataError: all documents are too short.
+        ConfigError: no document would be left for training.
+    """
+    lengths = cache.lengths
+    long_enough = (lengths >= min_tokens).nonzero()[0].tolist()
+    if not long_enough:
+        longest = int(lengths.max())
+        raise DataError(
+            f"all {len(cache):,} documents are shorter than {min_tokens:,} tokens",
+            where=f"the longest one, {cache.name(int(lengths.argmax()))}, has {longest:,} tokens",
+            allowed="documents of at least min_tokens tokens (sequence_length if it is not set)",
+            way_out=f"set min_tokens (and sequence_length) to {longest:,} or less, "
+            "or use longer documents",
+        )
+    first_of: dict[bytes, int] = {}
+    for index in long_enough:
+        tokens = cache.document(index, 0, sequence_length).tobytes()
+        first_of.setdefault(hashlib.blake2b(tokens, digest_size=16).digest(), index)
+    if num_validation_documents >= len(first_of):
+        raise ConfigError(
+            f"num_validation_documents {num_validation_documents:,} leaves no training document",
+            where=f"{len(first_of):,} different documents of at least {min_tokens:,} tokens",
+            allowed=f"at most {len(first_of) - 1:,}",
+            way_out=f"num_validation_documents: {len(first_of) // 10}",
+        )
+    salt = str(seed).encode()
+    shuffled = sorted(first_of, key=lambda digest: hashlib.blake2b(salt + digest).digest())
+    validation = {first_of[digest] for digest in shuffled[:num_validation_documents]}
+    return Split(
+        training=tuple(index for index in first_of.values() if index not in validation),
+        validation=tuple(sorted(validation)),
+        short_documents=len(cache) - len(long_enough),
+        duplicate_documents=len(long_enough) - len(first_of),
+    )
+
+
+class DocumentSet(Dataset[list[TokenSequence]]):
+    """One sequence per document; reads a whole batch at a time.
+
+    Args:
+        cache: the tokens.
+        documents: their indices in the cache.
+        sequence_length: the most tokens of a sequence.
+        crop: the ``first`` tokens, or a ``random`` piece that depends only on the seed, the epoch
+            and the document.
+        seed: of the random pieces.
+    """
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        documents: Sequence[int],
+        sequence_length: int,
+        crop: Literal["first", "random"] = "first",
+        seed: int = 0,
+    ) -> None:
+        self.cache = cache
+        self.documents = documents
+        self.sequence_length = sequence_length
+        self.crop = crop
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, key: BatchKey) -> list[TokenSequence]:
+        return [
+            self.sequence(self.documents[index], number, key.epoch)
+            for index, number in zip(key.indices, key.rows, strict=True)
+        ]
+
+    def sequence(self, document: int, number: int, epoch: int) -> TokenSequence:
+        """The piece of a document that is read in an epoch, under ``number``."""
+        start = 0
+        spare = int(self.cache.lengths[document]) - self.sequence_length
+        if self.crop == "random" and spare > 0:
+            start = stream_seed(self.seed, epoch, document, "crop") % (spare + 1)
+        tokens = self.cache.document(document, start, start + self.sequence_length)
+        return TokenSequence(
+            tokens=torch.from_numpy(tokens.astype(np.int64)),
+            number=number,
+            document=self.cache.name(document),
+        )

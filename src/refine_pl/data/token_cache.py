@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ from refine_pl.data.cache_files import default_cache_dir, digest_of, whole_file
 from refine_pl.data.corpora import Corpus
 from refine_pl.errors import DataError
 from refine_pl.tokenizers import TokenIds, Tokenizer
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMAT = 2  # raised when the same corpus and tokenizer give other files
 _CHARACTERS_AT_ONCE = 2**20  # tokenized together
@@ -72,11 +69,11 @@ class TokenCache:
         self.lengths: npt.NDArray[np.int64] = (
             pc.list_value_length(self._tokens).to_numpy().astype(np.int64)
         )
-        found = (len(self), int(self.lengths.sum()))
-        if found != (self.manifest.documents, self.manifest.tokens):
+        found, made = (len(self), int(self.lengths.sum())), self.manifest
+        if found != (made.documents, made.tokens):
             raise ValueError(
-                f"{found[0]} documents with {found[1]} tokens, where {self.manifest.documents} "
-                f"with {self.manifest.tokens} belong"
+                f"{found[0]} documents with {found[1]} tokens, where {made.documents} with "
+                f"{made.tokens} belong"
             )
 
     def __len__(self) -> int:
@@ -140,12 +137,7 @@ def tokenized(
 
 
 def in_groups(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
-    """Items in groups of about a million characters, for tokenizers that work in parallel.
-
-    Args:
-        items: in their order.
-        text: of an item.
-    """
+    """Items in groups of about a million characters, for tokenizers that work in parallel."""
     group: list[T] = []
     characters = 0
     for item in items:
@@ -159,11 +151,7 @@ def in_groups(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]
 
 
 def check_ids(ids: TokenIds, tokenizer: Tokenizer, where: str) -> None:
-    """Refuse ids that the tokenizer's own ``vocab_size`` rules out.
-
-    Raises:
-        DataError: naming ``where`` and the range.
-    """
+    """Raise a DataError where the tokenizer's own ``vocab_size`` rules ids out."""
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
         raise DataError(
             f"the tokenizer made ids from {ids.min()} to {ids.max()}",
@@ -184,16 +172,9 @@ def _write(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> tuple[int, int]:
             encoded = tokenizer.encode_batch([text for _, text in group])
             for (name, _), ids in zip(group, encoded, strict=True):
                 check_ids(ids, tokenizer, f"document {name}")
-            names = pa.array([name for name, _ in group])
-            writer.write_batch(pa.record_batch([names, _lists(encoded, kind)], schema=schema))
+            lists = [ids.astype(kind.to_pandas_dtype()) for ids in encoded]
+            columns = [pa.array([name for name, _ in group]), pa.array(lists, pa.list_(kind))]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
             documents += len(group)
             tokens += sum(map(len, encoded))
     return documents, tokens
-
-
-def _lists(encoded: Sequence[TokenIds], kind: pa.DataType) -> pa.ListArray:
-    import pyarrow as pa
-
-    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
-    flat = np.concatenate(encoded).astype(kind.to_pandas_dtype())
-    return pa.ListArray.from_arrays(ends, pa.array(flat, kind))

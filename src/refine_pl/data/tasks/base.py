@@ -49,14 +49,10 @@ class TaskSource(ABC):
 
 
 def check_unique(rows: Iterable[tuple[str, TaskRow]], way_out: str) -> list[TaskRow]:
-    """The rows, each of which has an id of its own.
-
-    Args:
-        rows: where each row is from, and the row.
-        way_out: what to change where two have one id.
+    """The rows, each of which is given with where it is from and has an id of its own.
 
     Raises:
-        DataError: naming both rows.
+        DataError: naming both rows that have one id.
     """
     found: dict[str, tuple[str, TaskRow]] = {}
     for where, row in rows:

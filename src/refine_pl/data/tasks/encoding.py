@@ -37,28 +37,12 @@ class TaskTokens:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How rows become ids.
-
-    Args:
-        max_prompt_tokens: the most tokens of a prompt; any number if ``None``.
-        over_long: ``cut_middle`` takes tokens out of the middle of a longer prompt; ``refuse``
-            stops.
-        answer_separator: text between prompt and answer; ``auto`` is a space unless the prompt ends
-            or the answer begins with white space.
-        answer_eos: whether the answer ends with the end-of-text token.
-    """
+    """How rows become ids; the arguments are those of :class:`refine_pl.data.TaskData`."""
 
     max_prompt_tokens: int | None = None
     over_long: OverLong = "cut_middle"
     answer_separator: str = "auto"
     answer_eos: bool = True
-
-
-def encode_row(
-    tokenizer: Tokenizer, row: TaskRow, encoding: Encoding, *, with_answer: bool = True
-) -> TaskTokens:
-    """One row as ids; arguments and errors are those of :func:`encode_rows`."""
-    return next(encode_rows(tokenizer, [row], encoding, with_answers=with_answer))
 
 
 def encode_rows(
@@ -68,13 +52,7 @@ def encode_rows(
     *,
     with_answers: bool = True,
 ) -> Iterator[TaskTokens]:
-    """Rows as ids, in their order.
-
-    Args:
-        tokenizer: text to ids.
-        rows: what is encoded.
-        encoding: how.
-        with_answers: also the prompt with its first answer, for rows that have one.
+    """Rows as ids, in their order; ``with_answers`` also with the first answer, where there is one.
 
     Raises:
         DataError: a prompt is too long and shall not be cut, or has no token; or an answer adds no

@@ -41,12 +41,7 @@ class GeneratedRows(TaskSource):
 
     @abstractmethod
     def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
-        """The rows of every length, and what people should know about them.
-
-        Raises:
-            DataError: a row cannot be used, or there is none for a length.
-            ConfigError: a length is too short for any row.
-        """
+        """The rows of every length, and what people should know about them."""
 
     def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
         """The rows of every length, from the cache if they were made before.
@@ -74,11 +69,7 @@ class GeneratedRows(TaskSource):
         return rows
 
     def check_lengths(self, least: int, why: str = "") -> None:
-        """Refuse lengths that are not different, or shorter than ``least``.
-
-        Raises:
-            ConfigError: naming them.
-        """
+        """Raise a ConfigError for lengths that are not different, or shorter than ``least``."""
         lengths = self.lengths
         if not lengths or len(set(lengths)) < len(lengths) or min(lengths) < least:
             raise ConfigError(
@@ -110,14 +101,7 @@ def fill(
     """The text with as many pieces as fit, and their number.
 
     The whole text is counted: tokenizers merge over the borders of pieces, so the counts of pieces
-    cannot be added up.
-
-    Args:
-        tokenizer: counts.
-        text: with a number of pieces.
-        limit: the most tokens; the text without pieces has no more.
-        upper: the most pieces.
-        guess: of their number, where the search begins.
+    cannot be added up. ``limit``, ``upper`` and ``guess`` are those of :func:`most_that_fits`.
     """
     number = most_that_fits(lambda n: len(tokenizer.encode(text(n))), limit, upper, guess)
     return text(number), number

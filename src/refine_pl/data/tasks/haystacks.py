@@ -25,11 +25,7 @@ _LONGEST_SENTENCE = 400  # characters; longer ones are cut at a space
 
 
 class Sentences:
-    """Sentences without end, of which the first ones are taken; each ends with its white space.
-
-    Args:
-        source: the sentences.
-    """
+    """Sentences without end, of which the first ones are taken; each ends with its white space."""
 
     def __init__(self, source: Iterable[str]) -> None:
         self._source = iter(source)
@@ -64,10 +60,7 @@ def corpus_sentences(corpus: Corpus) -> list[str]:
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """Lines, cut after full stops; each keeps the white space after it.
-
-    A blank line belongs to the sentence before it.
-    """
+    """Lines, cut after full stops; each keeps the white space and the blank line after it."""
     waiting = ""
     for line in text.replace("\r\n", "\n").split("\n"):
         if not line.strip():

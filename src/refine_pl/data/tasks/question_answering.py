@@ -14,13 +14,7 @@ from typing import Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from refine_pl.data.cache_files import file_hash
-from refine_pl.data.file_records import (
-    FileReader,
-    FileRecord,
-    OnBadRow,
-    answer_columns,
-    skip_notes,
-)
+from refine_pl.data.file_records import FileReader, FileRecord, OnBadRow, answer_columns
 from refine_pl.data.paths import shown_paths
 from refine_pl.data.tasks.draws import Draws
 from refine_pl.data.tasks.generated import GeneratedRows, fill
@@ -113,15 +107,11 @@ class MultiDocumentQA(FileReader, GeneratedRows):
         return settings | {"files": files}
 
     def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
-        """The rows of every length.
-
-        Raises:
-            DataError: a row cannot be used, or no row is left for a length.
-        """
+        """The rows of every length; raises DataError where none is left for one."""
         questions = list(self.counted(self._read, "question"))
         pool = list(dict.fromkeys(p for question in questions for p in question.paragraphs))
         rows: list[TaskRow] = []
-        notes = skip_notes(self.skipped_rows, self.first_skipped)
+        notes = self.skip_notes()
         for length in self.lengths:
             made, said = self._of_length(tokenizer, questions, pool, length)
             rows += made
@@ -143,7 +133,8 @@ class MultiDocumentQA(FileReader, GeneratedRows):
             prompt = partial(self._prompt, question, mixture)
             bare = len(tokenizer.encode(prompt(0)))
             if bare > length - budget:
-                self._long_row(question, bare, length)
+                if self.on_long_row == "error":
+                    raise self._too_long(question, bare, length)
                 long_rows += 1
                 continue
             text, guess = fill(tokenizer, prompt, length - budget, mixture.num_others, guess)
@@ -168,14 +159,13 @@ class MultiDocumentQA(FileReader, GeneratedRows):
             )
         return rows, notes
 
-    def _long_row(self, question: Question, tokens: int, length: int) -> None:
-        if self.on_long_row == "error":
-            raise DataError(
-                f"the paragraphs of a question make {tokens:,} tokens, and with max_gen_tokens "
-                f"{self.max_gen_tokens} more than {length:,}",
-                where=f"{question.name}: {question.question!r:.60}",
-                way_out="longer lengths, or leave such rows out with on_long_row: skip",
-            )
+    def _too_long(self, question: Question, tokens: int, length: int) -> DataError:
+        return DataError(
+            f"the paragraphs of a question make {tokens:,} tokens, and with max_gen_tokens "
+            f"{self.max_gen_tokens} more than {length:,}",
+            where=f"{question.name}: {question.question!r:.60}",
+            way_out="longer lengths, or leave such rows out with on_long_row: skip",
+        )
 
     def _prompt(self, question: Question, mixture: Mixture, others: int) -> str:
         documents = enumerate(mixture.with_others(others), start=1)
@@ -220,10 +210,7 @@ class MultiDocumentQA(FileReader, GeneratedRows):
 class Mixture:
     """The paragraphs of a question among others, in an order that further ones do not change.
 
-    Args:
-        question: its own paragraphs always belong.
-        pool: different paragraphs, of all questions.
-        draws: chooses the others and the order.
+    ``draws`` chooses the others, from the different paragraphs of all questions, and the order.
     """
 
     def __init__(self, question: Question, pool: Sequence[str], draws: Draws) -> None:

@@ -8,13 +8,7 @@ from functools import partial
 
 from jsonargparse.typing import PositiveInt
 
-from refine_pl.data.file_records import (
-    FileReader,
-    FileRecord,
-    OnBadRow,
-    answer_columns,
-    skip_notes,
-)
+from refine_pl.data.file_records import FileReader, FileRecord, OnBadRow, answer_columns
 from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.errors import DataError
 from refine_pl.task_records import TaskRow
@@ -87,7 +81,7 @@ class RowFiles(FileReader, TaskSource):
         """
         way_out = "another id_column, or none: rows are then named by file and number"
         rows = check_unique(self.counted(self._read, "row"), way_out)
-        self.notes = skip_notes(self.skipped_rows, self.first_skipped)
+        self.notes = self.skip_notes()
         return rows
 
     def _read(self) -> Iterator[tuple[str, TaskRow]]:

@@ -1,19 +1,19 @@
-"""The rows of one data set: read from their sources, checked, encoded, and counted."""
+"""The rows of one data set: encoded, counted, and cut into batches."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import Dataset
 
 from refine_pl.data.cache_files import digest_of
 from refine_pl.data.loader import BatchKey, TokenSequence, collate
-from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.data.tasks.encoding import Encoding, TaskTokens, encode_rows
 from refine_pl.data.tasks.generated import rows_hash
+from refine_pl.errors import DataError
 from refine_pl.randomness import stream_seed
 from refine_pl.task_records import TaskBatch, TaskRow
 from refine_pl.tokenizers import Tokenizer
@@ -21,50 +21,16 @@ from refine_pl.tokenizers import Tokenizer
 _SLOW_CHARACTERS = 10**7  # to tokenize, so that people should know why they wait
 
 
-def read_sources(
-    sources: Mapping[str, TaskSource],
-    tokenizer: Tokenizer,
-    cache_dir: Path | None,
-    notify: Callable[[str], None],
-    budget: int | None = None,
-) -> tuple[list[TaskRow], list[str]]:
-    """The rows of several sources, in their order, and what people should know about them.
-
-    Args:
-        sources: by name.
-        tokenizer: what lengths are counted with.
-        cache_dir: where generated rows are kept.
-        notify: receives a line when something slow is about to begin.
-        budget: tokens that an answer may have, instead of each row's own number.
-
-    Raises:
-        DataError: a row cannot be used, or two rows have one id.
-    """
-    notes: list[str] = []
-
-    def read() -> Iterator[tuple[str, TaskRow]]:
-        for name, source in sources.items():
-            source.cache_dir, source.notify = cache_dir, notify
-            for row in source.rows(tokenizer):
-                own = row if budget is None else row._replace(max_gen_tokens=budget)
-                yield f"source {name!r} ({source.label})", own
-            notes.extend(f"{name}: {note}" for note in source.notes)
-
-    way_out = "another task, length, seed, file name or id_column for one of them"
-    return check_unique(read(), way_out), notes
-
-
 class TaskSet(Dataset[list[tuple[int, TaskTokens]]]):
     """The encoded rows of one data set.
 
     Args:
+        name: of the set. In ``training`` rows are numbered within their batch, otherwise by their
+            ids; in ``training`` and ``validation`` answers are encoded, if every row has one.
         rows: as text.
         notes: what people should know about them.
         tokenizer: text to ids.
         encoding: how rows become ids.
-        training: number rows within their batch; otherwise by their ids.
-        with_answers: also encode answers, if every row has one.
-        notify: receives a line when something slow is about to begin.
 
     Raises:
         DataError: a row cannot be encoded.
@@ -73,21 +39,18 @@ class TaskSet(Dataset[list[tuple[int, TaskTokens]]]):
 
     def __init__(
         self,
+        name: str,
         rows: Sequence[TaskRow],
-        notes: Sequence[str],
+        notes: list[str],
         tokenizer: Tokenizer,
         encoding: Encoding,
-        *,
-        training: bool,
-        with_answers: bool,
-        notify: Callable[[str], None],
     ) -> None:
         if sum(len(row.prompt) for row in rows) >= _SLOW_CHARACTERS:
-            notify(f"Tokenizing {len(rows):,} rows with {tokenizer.label}.")
-        self.training = training
-        self.notes = list(notes)
-        self.without_answers = sum(not row.answers for row in rows)
-        answers = with_answers and not self.without_answers
+            rank_zero_info(f"Tokenizing {len(rows):,} rows with {tokenizer.label}.")
+        self.name = name
+        self.notes = notes
+        self.without_answers = [row.id for row in rows if not row.answers]
+        answers = name in ("training", "validation") and not self.without_answers
         self.rows = list(encode_rows(tokenizer, rows, encoding, with_answers=answers))
         limits = (encoding.max_prompt_tokens, encoding.over_long)
         answer_settings = (encoding.answer_separator, encoding.answer_eos) if answers else ()
@@ -99,25 +62,33 @@ class TaskSet(Dataset[list[tuple[int, TaskTokens]]]):
         return len(self.rows)
 
     def __getitem__(self, key: BatchKey) -> list[tuple[int, TaskTokens]]:
-        return [
-            (number, self.rows[index]) if self.training else numbered(self.rows[index])
-            for index, number in zip(key.indices, key.rows, strict=True)
-        ]
+        rows = [self.rows[index] for index in key.indices]
+        return list(zip(key.rows, rows, strict=True)) if self.name == "training" else numbered(rows)
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt, after cutting."""
         return max(len(tokens.prompt) for tokens in self.rows)
 
+    def refuse_unanswered(self) -> None:
+        """Raise a DataError if a row has no answers."""
+        if self.without_answers:
+            raise DataError(
+                f"{len(self.without_answers):,} of {len(self):,} {self.name} rows have no answers "
+                "to be scored by",
+                where=f"data.{self.name}, row {self.without_answers[0]}",
+                way_out="leave them out (on_bad_row: skip), or answer them with refine-pl predict",
+            )
+
     def describe(self) -> dict[str, int]:
         """Counts, for logs and reports."""
         return {
-            "rows": len(self.rows),
+            "rows": len(self),
             "prompt_tokens": sum(len(tokens.prompt) for tokens in self.rows),
             "longest_prompt": self.longest_prompt,
             "cut_rows": sum(tokens.cut_tokens > 0 for tokens in self.rows),
             "cut_tokens": sum(tokens.cut_tokens for tokens in self.rows),
-            "rows_without_answers": self.without_answers,
+            "rows_without_answers": len(self.without_answers),
         }
 
     def summary(self) -> list[str]:
@@ -136,7 +107,7 @@ class TaskSet(Dataset[list[tuple[int, TaskTokens]]]):
                 + (f"; {len(cut):,} cut in the middle, by up to {max(cut):,}" if cut else "")
             )
         if self.without_answers:
-            lines.append(f"{self.without_answers:,} rows without answers")
+            lines.append(f"{len(self.without_answers):,} rows without answers")
         return lines + self.notes
 
 
@@ -170,20 +141,16 @@ class WholeBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[TaskBatch]:
-        return (collate_tasks([numbered(tokens) for tokens in batch]) for batch in self._batches)
+        return (collate_tasks(numbered(batch)) for batch in self._batches)
 
 
-def numbered(tokens: TaskTokens) -> tuple[int, TaskTokens]:
-    """A row with a number of its own, whatever batch it is in."""
-    return stream_seed(tokens.row.id), tokens
+def numbered(rows: Sequence[TaskTokens]) -> list[tuple[int, TaskTokens]]:
+    """Rows with numbers of their own, whatever batch they are in."""
+    return [(stream_seed(tokens.row.id), tokens) for tokens in rows]
 
 
 def collate_tasks(items: Sequence[tuple[int, TaskTokens]]) -> TaskBatch:
-    """Numbered rows as one batch, padded on the right; answers if every row has one.
-
-    Args:
-        items: numbers and rows, at least one.
-    """
+    """Numbered rows, at least one, as a batch padded on the right; answers if every row has one."""
 
     def sequence(number: int, tokens: TaskTokens, ids: object) -> TokenSequence:
         return TokenSequence(torch.as_tensor(ids, dtype=torch.int64), number, tokens.row.id)
