@@ -12,7 +12,7 @@ TEXT = (
 
 
 def byte_level(folder: Path, eos: str | None = "</s>") -> HubTokenizer:
-    """Pairs of bytes, as GPT-2 has them: a space belongs to the word behind it."""
+    """Pairs of bytes, as GPT-2 has them: a space belongs to the word after it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())

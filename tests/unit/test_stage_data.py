@@ -141,7 +141,7 @@ def test_attributes(make, tmp_path):
         == []
     )
     without = make(tasks={"validation": None})
-    without.setup("validate")  # the tasks have nothing to validate, which is no error
+    without.setup("validate")  # the tasks have nothing to validate, which is not an error
     without.prepare_data()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -139,6 +140,14 @@ class FileReader(RowReader):
         """The files by their short names."""
         files = self.files()
         return dict(zip(short_names(files), files, strict=True))
+
+    def read_files(
+        self, columns: Iterable[str | None], make: Callable[[str, FileRecord], T]
+    ) -> Iterator[T]:
+        """What ``make`` makes of the short name of a file and of each of its records."""
+        wanted = [column for column in columns if column]
+        for short, name in self.named_files().items():
+            yield from self.read_file(name, wanted, partial(make, short))
 
     def read_file(
         self, name: str, columns: Collection[str], make: Callable[[FileRecord], T]

@@ -101,24 +101,17 @@ class BatchOrder(DistributedSampler[BatchKey]):
         return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[BatchKey]:
-        order = self._order(epoch)
+        order: Sequence[int] = range(self.num_rows)
+        if self.training:
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch, "order"))
+            order = torch.randperm(self.num_rows, generator=generator).tolist()
         for batch in range(start, len(self)):
             first = batch * self.batch_size
             stop = min(first + self.batch_size, self.num_rows)
             mine = range(first + self.rank, stop, self.num_replicas)
             origin = first if self.training else 0
-            yield BatchKey(
-                epoch=epoch,
-                indices=tuple(order[row] for row in mine),
-                rows=tuple(row - origin for row in mine),
-            )
-
-    def _order(self, epoch: int) -> Sequence[int]:
-        if not self.training:
-            return range(self.num_rows)
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch, "order"))
-        order: list[int] = torch.randperm(self.num_rows, generator=generator).tolist()
-        return order
+            indices = tuple(order[row] for row in mine)
+            yield BatchKey(epoch, indices, rows=tuple(row - origin for row in mine))
 
 
 class ResumableLoader(DataLoader[Any]):

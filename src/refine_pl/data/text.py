@@ -31,6 +31,16 @@ _SETTINGS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Indices of documents in the cache, in the order of the corpus, and what was left out."""
+
+    training: tuple[int, ...]
+    validation: tuple[int, ...]
+    short_documents: int
+    duplicate_documents: int
+
+
 class TextData(ResumableData):
     """Documents as sequences, one per document and epoch.
 
@@ -139,13 +149,7 @@ class TextData(ResumableData):
     def _split(self) -> Split:
         """The documents that are used, checked and announced."""
         cache = self._cache
-        split = split_documents(
-            cache,
-            sequence_length=self.sequence_length,
-            min_tokens=self.min_tokens,
-            num_validation_documents=self.num_validation_documents,
-            seed=self.seed,
-        )
+        split = self._choose_documents()
         self.check_training(
             len(split.training),
             "training documents",
@@ -163,6 +167,52 @@ class TextData(ResumableData):
         rank_zero_info("\n".join(self._summary(cache.manifest, split)))
         return split
 
+    def _choose_documents(self) -> Split:
+        """Drop short documents and duplicates, and set validation documents apart.
+
+        Two documents are duplicates if their first ``sequence_length`` tokens are equal: the first
+        one stays. So no validation sequence, which is those tokens, begins a training document as
+        well. Validation documents are the first in the order of a hash of (seed, content): a
+        document keeps its side when others are added, unless it is on the border.
+
+        Raises:
+            DataError: all documents are too short.
+            ConfigError: no document would be left for training.
+        """
+        cache, least = self._cache, self.min_tokens
+        lengths = cache.lengths
+        long_enough = (lengths >= least).nonzero()[0].tolist()
+        if not long_enough:
+            longest, name = int(lengths.max()), cache.name(int(lengths.argmax()))
+            raise DataError(
+                f"all {len(cache):,} documents are shorter than {least:,} tokens",
+                where=f"the longest one, {name}, has {longest:,} tokens",
+                allowed="documents of at least min_tokens tokens, or else sequence_length",
+                way_out=f"set min_tokens (and sequence_length) to {longest:,} or less, "
+                "or use longer documents",
+            )
+        first_of: dict[bytes, int] = {}
+        for index in long_enough:
+            tokens = cache.document(index, 0, self.sequence_length).tobytes()
+            first_of.setdefault(hashlib.blake2b(tokens, digest_size=16).digest(), index)
+        wanted = self.num_validation_documents
+        if wanted >= len(first_of):
+            raise ConfigError(
+                f"num_validation_documents {wanted:,} leaves no training document",
+                where=f"{len(first_of):,} different documents of at least {least:,} tokens",
+                allowed=f"at most {len(first_of) - 1:,}",
+                way_out=f"num_validation_documents: {len(first_of) // 10}",
+            )
+        salt = str(self.seed).encode()
+        shuffled = sorted(first_of, key=lambda digest: hashlib.blake2b(salt + digest).digest())
+        validation = {first_of[digest] for digest in shuffled[:wanted]}
+        return Split(
+            training=tuple(index for index in first_of.values() if index not in validation),
+            validation=tuple(sorted(validation)),
+            short_documents=len(cache) - len(long_enough),
+            duplicate_documents=len(long_enough) - len(first_of),
+        )
+
     def _summary(self, manifest: Manifest, split: Split) -> list[str]:
         lines = [
             f"Data: {self.corpus.label} (hash {manifest.corpus_hash[:12]}), "
@@ -178,68 +228,7 @@ class TextData(ResumableData):
         return lines
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Indices of documents in the cache, in the order of the corpus, and what was left out."""
-
-    training: tuple[int, ...]
-    validation: tuple[int, ...]
-    short_documents: int
-    duplicate_documents: int
-
-
-def split_documents(
-    cache: TokenCache,
-    *,
-    sequence_length: int,
-    min_tokens: int,
-    num_validation_documents: int,
-    seed: int,
-) -> Split:
-    """Drop short documents and duplicates, and set validation documents apart.
-
-    Two documents are duplicates if their first ``sequence_length`` tokens are equal: the first one
-    stays. So no validation sequence, which is those tokens, begins a training document as well.
-    Validation documents are the first in the order of a hash of (seed, content): a document keeps
-    its side when others are added, unless it is on the border.
-
-    Raises:
-        DataError: all documents are too short.
-        ConfigError: no document would be left for training.
-    """
-    lengths = cache.lengths
-    long_enough = (lengths >= min_tokens).nonzero()[0].tolist()
-    if not long_enough:
-        longest = int(lengths.max())
-        raise DataError(
-            f"all {len(cache):,} documents are shorter than {min_tokens:,} tokens",
-            where=f"the longest one, {cache.name(int(lengths.argmax()))}, has {longest:,} tokens",
-            allowed="documents of at least min_tokens tokens (sequence_length if it is not set)",
-            way_out=f"set min_tokens (and sequence_length) to {longest:,} or less, "
-            "or use longer documents",
-        )
-    first_of: dict[bytes, int] = {}
-    for index in long_enough:
-        tokens = cache.document(index, 0, sequence_length).tobytes()
-        first_of.setdefault(hashlib.blake2b(tokens, digest_size=16).digest(), index)
-    if num_validation_documents >= len(first_of):
-        raise ConfigError(
-            f"num_validation_documents {num_validation_documents:,} leaves no training document",
-            where=f"{len(first_of):,} different documents of at least {min_tokens:,} tokens",
-            allowed=f"at most {len(first_of) - 1:,}",
-            way_out=f"num_validation_documents: {len(first_of) // 10}",
-        )
-    salt = str(seed).encode()
-    shuffled = sorted(first_of, key=lambda digest: hashlib.blake2b(salt + digest).digest())
-    validation = {first_of[digest] for digest in shuffled[:num_validation_documents]}
-    return Split(
-        training=tuple(index for index in first_of.values() if index not in validation),
-        validation=tuple(sorted(validation)),
-        short_documents=len(cache) - len(long_enough),
-        duplicate_documents=len(long_enough) - len(first_of),
-    )
-
-
+@dataclass(eq=False)
 class DocumentSet(Dataset[list[TokenSequence]]):
     """One sequence per document; reads a whole batch at a time.
 
@@ -252,19 +241,11 @@ class DocumentSet(Dataset[list[TokenSequence]]):
         seed: of the random pieces.
     """
 
-    def __init__(
-        self,
-        cache: TokenCache,
-        documents: Sequence[int],
-        sequence_length: int,
-        crop: Literal["first", "random"] = "first",
-        seed: int = 0,
-    ) -> None:
-        self.cache = cache
-        self.documents = documents
-        self.sequence_length = sequence_length
-        self.crop = crop
-        self.seed = seed
+    cache: TokenCache
+    documents: Sequence[int]
+    sequence_length: int
+    crop: Literal["first", "random"] = "first"
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.documents)

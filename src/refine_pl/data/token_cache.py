@@ -105,7 +105,7 @@ def tokenized(
         corpus: the documents.
         tokenizer: makes the ids.
         cache_dir: where caches are; :func:`default_cache_dir` if ``None``.
-        notify: receives a line when tokens are about to be made, or made again.
+        notify: receives a line when tokens are about to be made.
 
     Raises:
         DataError: the corpus cannot be read, or changed while it was.

@@ -176,9 +176,7 @@ class MultiDocumentQA(FileReader, GeneratedRows):
 
     def _read(self) -> Iterator[Question]:
         columns = [self.question_column, self.paragraphs_column]
-        columns += answer_columns(self.answers_column)
-        for name, file in self.named_files().items():
-            yield from self.read_file(file, columns, partial(self._question, name))
+        return self.read_files([*columns, *answer_columns(self.answers_column)], self._question)
 
     def _question(self, name: str, record: FileRecord) -> Question:
         return Question(

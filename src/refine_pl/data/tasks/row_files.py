@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from jsonargparse.typing import PositiveInt
 
@@ -85,11 +84,9 @@ class RowFiles(FileReader, TaskSource):
         return rows
 
     def _read(self) -> Iterator[tuple[str, TaskRow]]:
-        columns = [self.prompt_column, self.task_column, self.budget_column, _LENGTH_COLUMN]
-        columns += answer_columns(self.answers_column)
-        columns += [self.id_column] if self.id_column else []
-        for short, name in self.named_files().items():
-            yield from self.read_file(name, columns, partial(self._row, short))
+        columns = [self.prompt_column, self.task_column, self.budget_column, self.id_column]
+        wanted = [*columns, _LENGTH_COLUMN, *answer_columns(self.answers_column)]
+        return self.read_files(wanted, self._row)
 
     def _row(self, short: str, record: FileRecord) -> tuple[str, TaskRow]:
         """Where a record of the file that is called ``short`` stands, and its row."""
