@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
 
@@ -13,7 +14,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from refine_pl.data import Bytes, NeedleInAHaystack, RowFiles, TaskData, TaskSource
+from refine_pl.data import (
+    Bytes,
+    Files,
+    HubDataset,
+    MultiDocumentQA,
+    NeedleInAHaystack,
+    RowFiles,
+    StandardLibrary,
+    TaskData,
+    TaskSource,
+)
 from refine_pl.errors import CheckpointError, ConfigError, DataError
 from refine_pl.randomness import stream_seed
 from refine_pl.task_records import TaskRow
@@ -497,6 +508,28 @@ def test_yaml_that_is_refused(key, value):
     settings = {"tokenizer": {"class_path": "refine_pl.data.Bytes"}, "test": SOURCES, key: value}
     with pytest.raises(ArgumentError, match=f"data.{key}"):
         parser().parse_object({"data": settings})
+
+
+def test_the_parser_knows_the_types_of_corpora_and_sources():
+    """Of a dataclass it knows none if an annotation of a base cannot be read in its module."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters
+
+    classes = [Files, HubDataset, StandardLibrary, MultiDocumentQA, NeedleInAHaystack, RowFiles]
+    for cls in classes:
+        parameters = get_signature_parameters(cls, None)
+        assert parameters, cls
+        assert not [p.name for p in parameters if isinstance(p.annotation, str)], cls
+
+    @dataclass
+    class Unread(Annotated):
+        number: int = 1
+
+    (parameter,) = get_signature_parameters(Unread, None)
+    assert isinstance(parameter.annotation, str)  # what is looked for above
+
+
+class Annotated:
+    other: NoSuchName = None  # noqa: F821
 
 
 def test_sources_load_nothing_heavy():

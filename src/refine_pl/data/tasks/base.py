@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence  # noqa: F401 (in comments)
+from pathlib import Path  # noqa: F401 (in a comment)
 
 from refine_pl.errors import DataError
 from refine_pl.task_records import TaskRow
@@ -27,9 +27,11 @@ class TaskSource(ABC):
         notify: receives a line when something slow is about to begin.
     """
 
-    notes: Sequence[str] = ()
-    cache_dir: Path | None = None
-    notify: Callable[[str], None] = staticmethod(logging.getLogger(__name__).info)
+    # Comments: the parser reads the annotations of a dataclass and of its bases with the names of
+    # the subclass's module, and takes any value for all of its arguments where one is missing.
+    notes = ()  # type: Sequence[str]
+    cache_dir = None  # type: Path | None
+    notify = staticmethod(logging.getLogger(__name__).info)  # type: Callable[[str], None]
 
     @abstractmethod
     def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
