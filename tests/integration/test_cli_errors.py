@@ -204,6 +204,8 @@ def test_interrupted_run_says_where_the_checkpoint_is(workplace):
         stdout=subprocess.DEVNULL,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        # Tests that run in the background of a shell have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         _wait_for(workplace, "last.ckpt", process)

@@ -90,7 +90,8 @@ def test_the_wheel_has_them(tmp_path):
     empty.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    inside = {path.relative_to(site / "refine_pl/configs") for path in site.rglob("*.yaml")}
+    shipped = site / "refine_pl/configs"
+    inside = {path.relative_to(shipped) for path in shipped.rglob("*.yaml")}
     assert inside == {path.relative_to(CONFIGS) for path in FILES}
     assert not (site / "configs").exists()
 
