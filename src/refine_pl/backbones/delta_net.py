@@ -34,6 +34,7 @@ class DeltaNetOptions(DeltaRuleOptions):
     model_type = "delta_net"
     architecture = "DeltaNetForCausalLM"
     without_effect: ClassVar = {**DeltaRuleOptions.without_effect, "use_output_norm": True}
+    most: ClassVar = {**DeltaRuleOptions.most, "expand_k": 2**10}
 
     num_heads: PositiveInt = 16
     expand_k: PositiveFloat = 1.0

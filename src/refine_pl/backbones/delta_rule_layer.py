@@ -22,7 +22,7 @@ from refine_kernels.delta_rule import (
 )
 from refine_kernels.short_conv import conv_tail_at, short_conv
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
-from refine_pl.backbones.options import StackOptions
+from refine_pl.backbones.options import StackOptions, whole
 from refine_pl.backbones.stack import Mixer, RMSNorm
 
 # Rows that continue a state by fewer tokens than this keep their writes beside the state.
@@ -55,6 +55,8 @@ class DeltaRuleOptions(StackOptions):
         "fuse_linear_cross_entropy": False,
     }
 
+    most: ClassVar = {**StackOptions.most, "conv_size": 2**10, "expand_v": 2**10}
+
     num_heads: PositiveInt
     expand_v: PositiveFloat
     use_gate: bool
@@ -65,7 +67,10 @@ class DeltaRuleOptions(StackOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        assert self.key_width * self.value_width * self.value_heads > 0  # each checks itself
+        what = f"heads of q and k: {self.num_heads} x {self.key_width}"
+        whole(what, self.num_heads * self.key_width)  # the widths check themselves
+        what = f"heads of v: {self.value_heads} x {self.value_width}"
+        whole(what, self.value_heads * self.value_width)
 
     @property
     @abstractmethod

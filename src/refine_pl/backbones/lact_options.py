@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from refine_kernels.backends import CompiledBackend
 from refine_kernels.lact_update import UpdateRule
+from refine_pl.backbones.option_values import MOST
 from refine_pl.backbones.options import StackOptions
 from refine_pl.errors import ConfigError
 
@@ -59,6 +60,13 @@ class LaCTOptions(StackOptions):
         "use_fused_kernel": False,
         "last_layer_fuse_norm": True,
     }
+    most: ClassVar = {
+        **StackOptions.most,
+        "inter_multi": 2**10,
+        "fw_init_gain": 100,
+        "rope_theta": 2**40,
+        **dict.fromkeys(("window_size", "lact_chunk_size"), 2**40),
+    }
 
     num_attn_heads: PositiveInt = 32
     num_lact_heads: PositiveInt = 4
@@ -92,9 +100,11 @@ class LaCTOptions(StackOptions):
         if self.head_width % 2:
             what = f"attention heads of width {self.head_width} cannot be rotated"
             raise ConfigError(what, allowed="an even width, hidden_size / num_attn_heads")
-        if self.inner_width < 1:
-            what = f"inter_multi {self.inter_multi:g} leaves fast weights without a width"
-            raise ConfigError(what, allowed="an inner width of at least 1")
+        if not 1 <= self.inner_width <= MOST:
+            what = (
+                f"inter_multi {self.inter_multi:g} makes fast weights of width {self.inner_width}"
+            )
+            raise ConfigError(what, allowed=f"an inner width from 1 to {MOST:,}")
         if self.lr_dim != 1 and not self.lr_dim == width == self.inner_width:
             what = f"lr_dim {self.lr_dim} does not fit fast heads of width {width}"
             raise ConfigError(what, allowed=f"1, or {width} if inter_multi is 1")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from refine_pl.backbones.option_values import MOST, check_value, same
 from refine_pl.errors import ConfigError, did_you_mean
 
 # Options of this project's own: they are not written to config.json.
@@ -25,7 +26,8 @@ class StackOptions:
     Subclasses add fields, under their published names, and set the class attributes: ``model_type``
     and ``architecture``, as published; ``fixed``, published fields of which only the first of the
     given values is meant, and why; ``without_effect``, published fields that change nothing here,
-    with their published defaults; ``unused_weights``, a pattern of weights that are left out.
+    with their published defaults; ``unused_weights``, a pattern of weights that are left out;
+    ``most``, the largest value of a number where that is not the usual one.
 
     Args:
         vocab_size: number of tokens.
@@ -37,7 +39,8 @@ class StackOptions:
         tie_word_embeddings: use the embeddings as the head's weight.
         initializer_range: standard deviation of fresh weights.
         bos_token_id: written to exported configurations.
-        eos_token_id: written to exported configurations.
+        eos_token_id: written to exported configurations; each id of a list ends an answer, beside
+            that of the tokenizer.
         pad_token_id: written to exported configurations; padding here is by length.
         max_position_embeddings: written to exported configurations; any length can be read.
         activation_checkpointing: keep only each block's input, and run the block again in the
@@ -46,7 +49,8 @@ class StackOptions:
             kept for the export.
 
     Raises:
-        ConfigError: a value that this implementation would get wrong.
+        ConfigError: a value of another type or out of its range, or one that this implementation
+            would get wrong.
     """
 
     model_type: ClassVar[str]
@@ -61,6 +65,14 @@ class StackOptions:
         "fuse_cross_entropy": True,
     }
     unused_weights: ClassVar[str | None] = None
+    # What is far beyond every use is a slip, and must not end as an overflow or a full memory.
+    most: ClassVar[dict[str, float]] = {
+        "num_hidden_layers": 2**10,
+        "hidden_ratio": 2**10,
+        "norm_eps": 1,
+        "initializer_range": 100,
+        "max_position_embeddings": 2**40,
+    }
 
     vocab_size: PositiveInt = 32000
     hidden_size: PositiveInt = 2048
@@ -71,17 +83,22 @@ class StackOptions:
     tie_word_embeddings: bool = False
     initializer_range: PositiveFloat = 0.02
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 2
     pad_token_id: int | None = None
     max_position_embeddings: PositiveInt = 2048
     activation_checkpointing: bool = False
     idle: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                require(name, getattr(self, name), get_args(hint), "it is not known")
-        for name in self.idle or {}:
+        hints = get_type_hints(type(self))
+        for name in (field.name for field in fields(self)):
+            check_value(name, getattr(self, name), hints[name], self.most.get(name, MOST))
+        if not 1 <= self.mlp_width <= MOST:
+            raise ConfigError(
+                f"hidden_ratio={self.hidden_ratio} makes an MLP of width {self.mlp_width:,}",
+                allowed=f"a width from 1 to {MOST:,}: hidden_ratio, or intermediate_size",
+            )
+        for name, value in (self.idle or {}).items():
             if name not in self.without_effect:
                 raise ConfigError(
                     f"{name} is not a published field without effect",
@@ -89,6 +106,7 @@ class StackOptions:
                     allowed=", ".join(sorted(self.without_effect)),
                     way_out=did_you_mean(name, self.without_effect.keys()),
                 )
+            check_value(name, value, type(self.without_effect[name]) | None)
 
     @property
     def mlp_width(self) -> int:
@@ -117,9 +135,9 @@ def require(name: str, value: object, allowed: tuple[object, ...], why: str) -> 
     Raises:
         ConfigError: ``value`` is not among the ``allowed`` ones.
     """
-    if value not in allowed:
+    if not any(same(value, option) for option in allowed):
         raise ConfigError(
-            f"{name}={value!r} is not supported: {why}",
+            f"{name}={value!r:.60} is not supported: {why}",
             where=f"backbone option {name}",
             allowed=", ".join(repr(option) for option in allowed),
         )
@@ -131,10 +149,10 @@ def whole(what: str, width: float, way_out: str | None = None) -> int:
     Raises:
         ConfigError: it is not; ``what`` says how it came about.
     """
-    if width < 1 or not math.isclose(width, round(width), rel_tol=1e-5):
+    if not 1 <= width <= MOST or not math.isclose(width, round(width), rel_tol=1e-5):
         raise ConfigError(
             f"{what} = {width:g} is not a whole head width",
-            allowed="a positive integer",
+            allowed=f"a whole number from 1 to {MOST:,}",
             way_out=way_out,
         )
     return round(width)

@@ -18,21 +18,11 @@ from torch import Tensor
 
 from refine_kernels.backends import Backend
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.backbones.common_fields import NO_EFFECT, OFF, check_language_model, is_off
 from refine_pl.backbones.options import require
 from refine_pl.backbones.stack import MODELS, StackedLM
 from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
 from refine_pl.errors import CheckpointError, ConfigError, did_you_mean
-
-# What every configuration file may carry, and no model here reads.
-_BOOKKEEPING = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "model_type",
-    "torch_dtype",
-    "transformers_version",
-}
 
 
 def load_pretrained(
@@ -163,9 +153,9 @@ def model_class(config: Mapping[str, Any], where: Path | str) -> Any:
         CheckpointError: there is none.
     """
     kind = config.get("model_type")
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise CheckpointError(
-            f"model_type {kind!r} is not a fast-weight model that is known here",
+            f"model_type {kind!r:.60} is not a fast-weight model that is known here",
             where=str(where),
             allowed=", ".join(sorted(MODELS)),
             way_out=did_you_mean(str(kind), MODELS.keys()),
@@ -185,6 +175,7 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
     known = inspect.signature(options).parameters
     given: dict[str, Any] = {}
     idle: dict[str, Any] = {}
+    check_language_model(config, where)
     off: list[str] = []
     unknown: list[str] = []
     for name, value in config.items():
@@ -195,11 +186,10 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
         elif name in options.without_effect:
             if value != options.without_effect[name]:
                 idle[name] = value
-        elif name not in _BOOKKEEPING:
-            # None, False and empty turn an option off; what was never on changes nothing.
-            (unknown if value or (value == 0 and value is not False) else off).append(name)
+        elif name not in NO_EFFECT | OFF:
+            (off if is_off(value) else unknown).append(name)  # what was never on changes nothing
     if unknown:
-        listed = ", ".join(f"{name}={config[name]!r}" for name in unknown)
+        listed = ", ".join(f"{name}={config[name]!r:.60}" for name in unknown)
         published = {*known, *options.fixed, *options.without_effect}
         raise CheckpointError(
             f"{cls.__name__} does not know {listed}, which may change what it computes",
