@@ -6,6 +6,8 @@ Weights are data: nothing of a checkpoint is ever run.
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from refine_pl.errors import CheckpointError
 
 CONFIG = "config.json"
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
+# What torch.compile, activation checkpointing, FSDP1 and DDP put into the names of parameters.
+_WRAPPERS = re.compile(
+    r"^((module|_orig_mod)\.)+|(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
+)
 _ALLOWED = "a folder with config.json and weights, or a name on the hub: owner/model, or \
 owner/model/folder for a model in a folder of its repository"
 
@@ -83,20 +89,23 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: str | None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """A JSON file that holds a mapping; a byte order mark before it is left out.
 
     Raises:
         CheckpointError: it is not there, or something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path.name} in {path.parent}",
             allowed="a folder as the hub holds it: config.json and model.safetensors",
         ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        reason, way_out = not_the_content(path) or (str(error), None)
+        raise CheckpointError(f"{path} is not JSON: {reason}", way_out=way_out) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a mapping but a {type(value).__name__}")
     return value
@@ -105,18 +114,32 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder by name, in one file or in shards, as they are stored.
 
+    One file is read rather than shards, as transformers does; a warning says so if there are both.
+    What ``torch.compile`` and wrappers of modules add to names is taken off.
+
     Raises:
-        CheckpointError: there are none, a shard is missing, or a file is damaged or holds code.
+        CheckpointError: there are none, a shard is missing, or a file is damaged or holds code; a
+            tensor is not of a floating-point type, or is stored twice with different values.
     """
     for name in (_SAFETENSORS, _BIN):
         index = folder / f"{name}.index.json"
-        if index.exists():
-            return _read_shards(folder, index)
         if (folder / name).exists():
-            return _read(folder / name)
+            if index.exists() and _shards_of(index) - {name}:
+                warnings.warn(
+                    f"{folder} holds {name} and shards: the file was read, and {index.name} was "
+                    "not; remove the one that is out of date",
+                    stacklevel=3,
+                )
+            return _plain_names(_read(folder / name), folder / name)
+        if index.exists():
+            return _plain_names(_read_shards(folder, index), index)
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     raise CheckpointError(
-        f"there are no weights in {folder}",
+        f"there are no weights in {folder}" + (f" but {some(others)}" if others else ""),
         allowed=f"{_SAFETENSORS} or {_BIN}, in one file or with an index of shards",
+        way_out=f"shards need {_SAFETENSORS}.index.json, which says what belongs in each"
+        if others
+        else None,
     )
 
 
@@ -126,19 +149,82 @@ def some(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+def not_the_content(path: Path) -> tuple[str, str] | None:
+    """What stands in the place of a file's content, and the way out; None if nothing is known."""
+    try:
+        start = path.read_bytes()[:64] if path.stat().st_size < 4096 else b""
+    except OSError:
+        return None
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of git-lfs to a file that was not fetched", "git lfs pull"
+    if path.stat().st_size == 0:
+        return "it is empty", "download the file again"
+    return None
+
+
+def _shards_of(index: Path) -> set[str]:
+    return set(_weight_map(index).values())
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by an index."""
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, Mapping):
+    if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no weight_map", way_out="download the file again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise CheckpointError(
+                f"{index} says {file!r:.60} for {name}", allowed="the name of a file beside it"
+            )
+    return weight_map
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    weight_map = _weight_map(index)
+    files = list(dict.fromkeys(weight_map.values()))
+    gone = [file for file in files if not (folder / file).exists()]
+    if gone:
+        raise CheckpointError(
+            f"the shard{'s'[: len(gone) > 1]} {some(gone)} {'are' if len(gone) > 1 else 'is'} "
+            "missing",
+            where=str(index),
+        )
     weights: dict[str, Tensor] = {}
-    for file in dict.fromkeys(weight_map.values()):
-        if not (folder / file).exists():
-            raise CheckpointError(f"the shard {file} is missing", where=str(index))
-        weights |= _read(folder / file)
+    for file in files:
+        for name, tensor in _read(folder / file).items():
+            _add(weights, name, tensor, folder / file)
     absent = [name for name in weight_map if name not in weights]
     if absent:
         raise CheckpointError(f"the shards lack {some(absent)}", where=str(index))
     return weights
+
+
+def _plain_names(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """Weights without what wrappers add to names: ``_orig_mod.`` anywhere, ``module.`` in front."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if not tensor.dtype.is_floating_point or tensor.layout != torch.strided or tensor.is_meta:
+            kind = "without data" if tensor.is_meta else f"{tensor.dtype}".removeprefix("torch.")
+            raise CheckpointError(
+                f"{name} is {kind}{'' if tensor.layout == torch.strided else ', sparse'}",
+                where=str(where),
+                allowed="weights of a floating-point type; quantized ones are not known here",
+                way_out="the model's weights as they were before quantization",
+            )
+        _add(named, _WRAPPERS.sub("", name), tensor, where)
+    return named
+
+
+def _add(weights: dict[str, Tensor], name: str, tensor: Tensor, where: Path) -> None:
+    """Add a tensor; one that is there already must be the same."""
+    there = weights.setdefault(name, tensor)
+    same = there.dtype == tensor.dtype and torch.equal(there, tensor)
+    if there is not tensor and not same:
+        raise CheckpointError(
+            f"{name} is stored twice, with different values",
+            where=str(where),
+            way_out="remove the file that is out of date, or download the folder again",
+        )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -151,10 +237,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
             raise ValueError("there are values that are not tensors")
     except Exception as error:  # zip, pickle, storage and safetensors' errors have no common class
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason, way_out = not_the_content(path) or (
+            said,
+            "download the file again, or convert it to safetensors",
+        )
         raise CheckpointError(
-            f"{path} is truncated or corrupt, or holds more than tensors: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0][:200]}",
+            f"{path} is truncated or corrupt, or holds more than tensors: {reason}",
             allowed="tensors only; pickled code is never run",
-            way_out="download the file again, or convert it to safetensors",
+            way_out=way_out,
         ) from error
     return weights
