@@ -84,6 +84,25 @@ def test_end_of_text_ends_a_row(policy):
         assert (made.finish[row] == "eos") == (tokens[-1] == eos)
 
 
+def test_each_of_several_ids_that_the_configuration_lists_ends_a_row(policy, monkeypatch):
+    prompts, limits = batch(LENGTHS), budgets(*[NEW] * 5)
+    whole = continue_prompts(policy, prompts, limits, eos_token_id=None, choose=greedy)
+    ends = sorted({whole.row(0)[7], whole.row(1)[3]})
+    config = policy.config() | {"eos_token_id": ends}
+    monkeypatch.setattr(policy, "config", lambda: config)
+    made = continue_prompts(policy, prompts, limits, eos_token_id=None, choose=greedy)
+    for row in range(5):
+        tokens = whole.row(row)
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        assert made.row(row) == tokens[: None if end is None else end + 1]
+        assert made.finish[row] == ("length" if end is None else "eos")
+        assert made.spoken(row) == tokens[:end]
+    assert made.finish[:2] == ("eos", "eos")
+    config["eos_token_id"] = 2  # one id is the tokenizer's to say
+    made = continue_prompts(policy, prompts, limits, eos_token_id=None, choose=greedy)
+    assert [made.row(i) for i in range(5)] == [whole.row(i) for i in range(5)]
+
+
 def sampled(policy, prompts, limits, copies=1, length=NEW, **options):
     generator = RowRandom(3, 0, prompts.rows, "answer")
     choose = sampling(generator, length, copies=copies)

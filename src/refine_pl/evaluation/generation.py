@@ -86,7 +86,8 @@ def continue_prompts(
         prompts: ``B`` prompts of any lengths, each of at least one token.
         budgets: ``[B]`` int64, the most tokens of a continuation.
         copies: continuations of each prompt; they share its state until they have diverged.
-        eos_token_id: ends a row; None: only stops and budgets do.
+        eos_token_id: ends a row; None: only stops and budgets do. Where the model's configuration
+            lists several ids as ``eos_token_id``, each of them ends a row too.
         choose: picks the next tokens.
         is_stopped: ends a row early.
         prompts_at_once: prompts that are read and continued together, to save memory; all if left
@@ -97,11 +98,13 @@ def continue_prompts(
     """
     if bool((prompts.num_tokens < 1).any()):
         raise ValueError("a prompt has no tokens: there is nothing to continue")
+    listed = policy.config().get("eos_token_id")
+    ends = {eos_token_id, *(listed if isinstance(listed, list) else ())}
 
     def add(row: _Row, token: int, logprob: float) -> None:
         row.tokens.append(token)
         row.logprobs.append(logprob)
-        if token == eos_token_id:
+        if token in ends:
             row.finish, row.runs = "eos", False
         elif is_stopped is not None and is_stopped(row.number, row.tokens):
             row.finish, row.runs = "stop", False
