@@ -120,8 +120,12 @@ class HubTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The base vocabulary and the tokens that were added to it."""
-        return len(self._loaded)
+        """One more than the highest id, added tokens included: ids may have gaps."""
+        return self._highest_id + 1
+
+    @cached_property
+    def _highest_id(self) -> int:
+        return max(self._loaded.get_vocab().values(), default=-1)
 
     @property
     def eos_token_id(self) -> int | None:

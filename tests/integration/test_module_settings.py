@@ -77,7 +77,12 @@ REFUSED = {
     ),
     "segments": ({"num_segments": 9}, {}, {}, "9 segments do not fit sequences of 72 tokens"),
     "reward name": ({"rewards": {"total": ExactMatch()}}, {}, {}, "named 'total'"),
-    "vocabulary": ({}, {}, {"tokenizer": LongVocabulary()}, "300 tokens, the backbone only 257"),
+    "vocabulary": (
+        {},
+        {},
+        {"tokenizer": LongVocabulary()},
+        "ids up to 299, the backbone only 257 tokens",
+    ),
 }
 
 

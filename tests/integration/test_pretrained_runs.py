@@ -150,7 +150,7 @@ REFUSED = {
     "no name": (["--model.pretrained", "nobody/nothing"], ["nobody/nothing is neither"]),
     "tokenizer": (
         ["--model.pretrained", "small"],
-        ["the tokenizer has 257 tokens, the backbone only 97", "model.pretrained"],
+        ["the tokenizer has ids up to 256, the backbone only 97 tokens", "model.pretrained"],
     ),
 }
 

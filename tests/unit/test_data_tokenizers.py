@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from refine_pl.data import Bytes, HubTokenizer
-from refine_pl.errors import DataError
+from refine_pl.data.token_cache import check_ids
+from refine_pl.errors import ConfigError, DataError
+from refine_pl.training.checks import check_vocabulary
 
 TEXT = "the cat sat on the mat"
 
@@ -111,3 +113,34 @@ def test_a_damaged_folder(tmp_path, content):
     assert "cannot be loaded" in message
     assert "a local folder" in message
     assert "tokenizer.json" in message
+
+
+def sparse_ids(folder, special=5, highest=897):
+    """A tokenizer whose added tokens have ids far above their number."""
+    import json
+    from pathlib import Path
+
+    save_tokenizer(folder)
+    file = Path(folder) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocab = content["model"]["vocab"]
+    vocab |= {f"<extra{i}>": highest - i for i in range(special)}
+    file.write_text(json.dumps(content))
+    return str(folder), len(vocab)
+
+
+def test_ids_with_gaps_count_the_highest(tmp_path):
+    folder, entries = sparse_ids(tmp_path)
+    tokenizer = HubTokenizer(folder)
+    assert entries < 320
+    assert tokenizer.vocab_size == 898
+    assert tokenizer.decode([897]) == "<extra0>"
+    check_vocabulary(tokenizer.vocab_size, 1024, False)
+    check_vocabulary(tokenizer.vocab_size, 898, False)
+    for available in (entries, 600, 897):
+        with pytest.raises(ConfigError, match=f"ids up to 897, the backbone only {available} "):
+            check_vocabulary(tokenizer.vocab_size, available, False)
+    ids = np.asarray([897, 3])
+    check_ids(ids, tokenizer, "here")
+    with pytest.raises(DataError, match="0 to 897"):
+        check_ids(ids + 1, tokenizer, "here")

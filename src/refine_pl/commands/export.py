@@ -62,8 +62,8 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
     loaded = HubTokenizer(tokenizer) if tokenizer is not None else None
     if loaded is not None and loaded.vocab_size > policy.vocab_size:
         raise CheckpointError(
-            f"the tokenizer {tokenizer} has {loaded.vocab_size:,} tokens, the model "
-            f"{policy.vocab_size:,}",
+            f"the tokenizer {tokenizer} has ids up to {loaded.vocab_size - 1:,}, the model only "
+            f"{policy.vocab_size:,} tokens",
             where="--tokenizer",
         )
     files = save_pretrained(policy, out)

@@ -173,8 +173,8 @@ def _model(options: HarnessOptions) -> Any:
     tokenizer = _tokenizer(options)
     if tokenizer.vocab_size > policy.vocab_size:
         raise ConfigError(
-            f"the tokenizer {tokenizer.label} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{policy.vocab_size:,}",
+            f"the tokenizer {tokenizer.label} has ids up to {tokenizer.vocab_size - 1:,}, the "
+            f"model only {policy.vocab_size:,} tokens",
             where="--tokenizer",
         )
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"

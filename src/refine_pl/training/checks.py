@@ -66,7 +66,7 @@ def check_vocabulary(needed: object, available: int, pretrained: bool) -> None:
     """Refuse a tokenizer with more tokens than the model has.
 
     Args:
-        needed: tokens of the tokenizer, if it says so.
+        needed: one more than the highest id of the tokenizer, if it says so.
         available: tokens of the model.
         pretrained: whether the model was loaded.
 
@@ -75,7 +75,7 @@ def check_vocabulary(needed: object, available: int, pretrained: bool) -> None:
     """
     if isinstance(needed, int) and needed > available:
         raise ConfigError(
-            f"the tokenizer has {needed} tokens, the backbone only {available}",
+            f"the tokenizer has ids up to {needed - 1}, the backbone only {available} tokens",
             where="model.pretrained" if pretrained else "model.backbone.init_args.vocab_size",
             allowed=f"{needed} or more",
             way_out="the tokenizer of that model, in data.tokenizer" if pretrained else None,
