@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refine_pl.data import Bytes, Corpus, Tokenizer
+from refine_pl.data import Bytes, Corpus, Tokenizer, cache_files
 from refine_pl.data.cache_files import default_cache_dir
 from refine_pl.data.token_cache import TokenCache, tokenized
 from refine_pl.errors import ConfigError, DataError
@@ -172,10 +175,12 @@ def test_two_processes_that_build_the_same(tmp_path):
         (".arrow", lambda c: b"", "ArrowInvalid"),
         (".arrow", lambda c: b"nothing of the kind" * 99, "ArrowInvalid|OSError"),
         (".arrow", None, "FileNotFoundError"),
-        (".json", lambda c: b"{}", "TypeError"),
+        (".json", lambda c: b"{}", "carries no digest"),
+        (".json", lambda c: b"[" * 100_000, "RecursionError"),
+        (".json", lambda c: b"\xff" + c, "UnicodeDecodeError"),
         (".json", lambda c: c[:-3], "JSONDecodeError"),
-        (".json", lambda c: c.replace(b'"documents": 3', b'"documents": 4'), "3 documents with"),
-        (".json", lambda c: c.replace(b'"tokens": 11', b'"tokens": 10'), "with 11 tokens, where"),
+        (".json", lambda c: c.replace(b'"documents": 3', b'"documents": 4'), "is not what"),
+        (".json", lambda c: c.replace(b'"tokens": 11', b'"tokens": 10'), "is not what"),
     ],
 )
 def test_a_damaged_cache_is_made_again(tmp_path, suffix, damage, reason):
@@ -195,6 +200,89 @@ def test_a_damaged_cache_is_made_again(tmp_path, suffix, damage, reason):
     assert lines[0].endswith("it is made again.")
     assert bytes(cache.document(2).tolist()) == b"world!"
     assert caches(tmp_path) == [manifest]
+
+
+def rebuilt(root, corpus=CORPUS):
+    """What is said when the cache is opened; it must be right again."""
+    lines: list[str] = []
+    cache = tokenized(corpus, Bytes(), root, lines.append)
+    assert [bytes(cache.document(i).tolist()) for i in range(3)] == [b"hello", b"", b"world!"]
+    assert cache.manifest == tokenized(corpus, Bytes(), root).manifest
+    return lines
+
+
+def table_of(cache, **columns):
+    """Write another table in the place of a cache's."""
+    import pyarrow as pa
+
+    table = pa.table(columns)
+    path = str(cache.path.with_suffix(".arrow"))
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint32", "string", "uint16"])
+def test_a_table_of_other_numbers_is_made_again(tmp_path, kind):
+    """Ids out of range, of another type, or other ones: as many documents and tokens."""
+    import pyarrow as pa
+
+    cache = tokenized(CORPUS, Bytes(), tmp_path)
+    ids = [[999] * 5, [], [70_000 if kind != "uint16" else 300] * 6]
+    if kind == "string":
+        ids = [[str(x) for x in row] for row in ids]
+    tokens = pa.array(ids, pa.list_(getattr(pa, kind)()))
+    table_of(cache, name=pa.array(["a", "empty", "b"]), tokens=tokens)
+    lines = rebuilt(tmp_path)
+    reason = "bytes of its table are not" if kind.startswith("uint") else "TypeError: a table of"
+    assert reason in lines[0]
+    assert str(cache.path) in lines[0]
+
+
+def test_one_bit_at_random_is_found(tmp_path):
+    cache = tokenized(CORPUS, Bytes(), tmp_path)
+    draw = random.Random(0)
+    found = 0
+    for path in (cache.path, cache.path.with_suffix(".arrow")):
+        whole = path.read_bytes()
+        for _ in range(25):
+            content = bytearray(whole)
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(content)
+            lines = rebuilt(tmp_path)
+            assert len(lines) == 2
+            assert lines[0].startswith(f"The token cache {cache.path} is damaged (")
+            found += 1
+            assert path.read_bytes() == whole
+    assert found == 50
+
+
+def test_the_cache_of_another_corpus_under_this_name(tmp_path):
+    cache = tokenized(CORPUS, Bytes(), tmp_path)
+    other = tokenized(Own(a="jello", empty="", b="world!"), Bytes(), tmp_path)
+    for suffix in (".json", ".arrow"):
+        shutil.copyfile(other.path.with_suffix(suffix), cache.path.with_suffix(suffix))
+    assert "it was made from another corpus" in rebuilt(tmp_path)[0]
+
+
+def test_a_large_table_is_read_once_and_then_known(tmp_path, monkeypatch):
+    """A digest is remembered with the version of the file, so a start costs a look at it."""
+    monkeypatch.setattr(cache_files, "_MEMO_MIN_BYTES", 0)
+    monkeypatch.setattr(cache_files, "_SETTLED_S", -1e9)
+    read = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: (read.append(file.name), real(file, kind))[1]
+    )
+    cache = tokenized(CORPUS, Bytes(), tmp_path)
+    read.clear()
+    for _ in range(3):
+        tokenized(CORPUS, Bytes(), tmp_path)
+    assert read == [str(cache.path.with_suffix(".arrow"))]
+    memos = list((tmp_path / "hashes").iterdir())
+    assert len(memos) == 1
+    for damage in (b"", b"\xff" * 64, b"0" * 32, memos[0].read_bytes()[::-1]):
+        memos[0].write_bytes(damage)  # a damaged memory is not believed
+        assert rebuilt(tmp_path) == []
 
 
 def test_a_corpus_that_changes_while_it_is_read(tmp_path):

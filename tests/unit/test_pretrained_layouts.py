@@ -61,7 +61,11 @@ def test_every_kind_of_model_is_here():
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_bit_equal(kind, tied, tmp_path):
     policy = make(kind, tie_word_embeddings=tied)
-    assert save_pretrained(policy, tmp_path) == ["config.json", "model.safetensors"]
+    assert save_pretrained(policy, tmp_path) == [
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
     assert config_of(tmp_path)["model_type"] == kind
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != tied
     again = load_pretrained(str(tmp_path))

@@ -60,6 +60,14 @@ def refused(folder, *fragments):
         assert fragment in str(caught.value)
 
 
+def refusal(folder):
+    try:
+        load_pretrained(str(folder))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize(
     "rename",
     [
@@ -202,11 +210,11 @@ def test_damage_at_random(folder):
             for _ in range(draw.randint(1, 8)):
                 content[draw.randrange(header)] = draw.randrange(256)
         (folder / FILE).write_bytes(content)
-        try:
-            load_pretrained(str(folder))
+        said = refusal(folder)
+        if said is None:
             read += 1  # a byte of metadata that changes nothing, or one that was right already
-        except UserError as error:
-            assert str(folder) in str(error)
+        else:
+            assert str(folder) in said
             broken += 1
     assert broken > 50
     assert read + broken == 60

@@ -75,9 +75,10 @@ def _rules(hint: Any, most: float) -> list[_Rule]:
         each = _rules(inner[0], most)
         words = f"a list of at least one, each {' or '.join(rule.words for rule in each)}"
         return [_Rule(words, lambda v: isinstance(v, list) and v and all(map(_any(each), v)))]
-    kind = origin or hint
+    kind: Any = origin or hint
     if isinstance(kind, type):
-        words = {str: "a text", dict: "a mapping"}.get(kind, f"a {kind.__name__}")
+        known: dict[Any, str] = {str: "a text", dict: "a mapping"}
+        words = known.get(kind, f"a {kind.__name__}")
         return [_Rule(words, lambda v: isinstance(v, kind))]
     return [_Rule("anything", lambda v: True)]
 

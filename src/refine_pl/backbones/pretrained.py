@@ -22,6 +22,7 @@ from refine_pl.backbones.common_fields import NO_EFFECT, OFF, check_language_mod
 from refine_pl.backbones.options import require
 from refine_pl.backbones.stack import MODELS, StackedLM
 from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
+from refine_pl.checksums import write_checksums
 from refine_pl.errors import CheckpointError, ConfigError, did_you_mean
 
 
@@ -120,7 +121,8 @@ def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> Stack
 def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
     """Write ``config.json`` and safetensors in the published layout; the names of the files.
 
-    Weights keep their type. The folder is made if it is not there.
+    ``checksums.json`` has their digests. Weights keep their type. The folder is made if it is not
+    there.
 
     Raises:
         CheckpointError: the folder holds a model already.
@@ -139,11 +141,12 @@ def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
     if getattr(policy, "tied", False):
         del weights["lm_head.weight"]
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    # Weights first: a folder with config.json is complete.
+    # Weights first: a folder with config.json is complete, but for the digests of its files.
     save_torch_state_dict(weights, folder)
     config = {**policy.config(), "torch_dtype": dtype}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return sorted(path.name for path in folder.iterdir())
+    written = {CONFIG, *(path.name for path in folder.glob("model*.safetensors*"))}
+    return sorted({*written, write_checksums(folder, written).name})
 
 
 def model_class(config: Mapping[str, Any], where: Path | str) -> Any:

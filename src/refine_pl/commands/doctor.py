@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from refine_pl.commands.arguments import Arguments
+from refine_pl.commands.verifying import verify
 
 _SHOWN_PACKAGES = (
     *("refine-pl", "torch", "lightning", "jsonargparse", "triton", "flash-linear-attention"),
@@ -39,14 +40,29 @@ def main(argv: Sequence[str]) -> int:
         argv: the options.
 
     Returns:
-        0 if a fit can run on this machine, else 1.
+        0 if a fit can run on this machine, else 1; with ``--verify`` whether the files are sound.
+
+    Raises:
+        ConfigError: there is nothing to verify.
     """
     parser = Arguments(
         prog="refine-pl doctor",
         description="Versions, devices, and which kernels would run. Exit code 1 if a fit cannot.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    as_json = parser.parse_args(argv).json
+    parser.add_argument(
+        "--verify",
+        metavar="FOLDER",
+        help="instead, compare the files of an exported folder, of a cache, or the checkpoints of "
+        "runs with their checksums; exit code 1 if one is damaged or missing",
+    )
+    args = parser.parse_args(argv)
+    as_json = args.json
+    if args.verify is not None:
+        found = verify(args.verify)
+        text = json.dumps(found.as_json(), indent=2) + "\n" if as_json else found.render()
+        sys.stdout.write(text)
+        return 0 if found.is_sound else 1
     report = examine()
     sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n" if as_json else render(report))
     return 1 if report.problems else 0

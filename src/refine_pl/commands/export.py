@@ -13,13 +13,15 @@ from torch import Tensor
 
 from refine_pl.backbones import FastWeightLM
 from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
+from refine_pl.checksums import write_checksums
 from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.errors import CheckpointError
 from refine_pl.tokenizers import HubTokenizer
 
 _HELP = """Writes config.json, safetensors and the tokenizer of a checkpoint, as published models
-have them. The checkpoint may be a file, or the folder that sharded training writes."""
+have them, with their checksums. The checkpoint may be a file, or the folder that sharded training
+writes."""
 
 _PREFIX = "policy."
 
@@ -69,6 +71,7 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
     files = save_pretrained(policy, out)
     if loaded is not None:
         files = sorted({*files, *loaded.save(out)})
+        write_checksums(Path(out), files)  # again, with the tokenizer's
     return files
 
 

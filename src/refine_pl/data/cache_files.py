@@ -73,15 +73,25 @@ def file_hash(path: Path, memo_dir: Path | None = None) -> str:
     memo = None
     if memo_dir is not None and stat.st_size >= _MEMO_MIN_BYTES:
         memo = memo_dir / _version_of(path)
-        if memo.is_file() and len(known := memo.read_text()) == 32:
-            return known
+        if memo.is_file() and is_sound_memo(memo):
+            return memo.read_text()[:32]
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     settled = time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_S
     if memo is not None and settled and _version_of(path) == memo.name:
         with whole_file(memo) as building:
-            building.write_text(digest)
+            building.write_text(_remembered(memo.name, digest))
     return digest
+
+
+def is_sound_memo(memo: Path) -> bool:
+    """Whether a digest is remembered as :func:`file_hash` wrote it; only sound ones are used."""
+    text = memo.read_text(errors="replace")
+    return text == _remembered(memo.name, text[:32])
+
+
+def _remembered(version: str, digest: str) -> str:
+    return digest + digest_of(version, digest)
 
 
 def _version_of(path: Path) -> str:

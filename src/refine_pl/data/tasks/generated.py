@@ -1,7 +1,7 @@
 """Generated rows: as much text as fits a number of tokens, made once and then read by every run.
 
 A file (see :mod:`refine_pl.data.cache_files`) is named by everything that its rows depend on. Its
-first line says what people should know about the rows and what their digest is.
+first line says what people should know about the rows and what the digests of both are.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from refine_pl.checksums import sealed, unsealed
 from refine_pl.data.cache_files import default_cache_dir, digest_of, whole_file
 from refine_pl.data.tasks.base import TaskSource
 from refine_pl.errors import ConfigError
 from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
+
+_FORMAT = 2  # of the first line
 
 
 class GeneratedRows(TaskSource):
@@ -52,17 +55,17 @@ class GeneratedRows(TaskSource):
         """
         root = self.cache_dir or default_cache_dir()
         settings = sorted(self.made_from(root / "hashes").items())
-        key = digest_of(self.version, type(self).__name__, settings, tokenizer.fingerprint)
+        key = digest_of(_FORMAT, self.version, type(self).__name__, settings, tokenizer.fingerprint)
         path = root / "rows" / f"{key}.jsonl"
         if path.is_file():
             try:
-                rows, self.notes = _read(path)
+                rows, self.notes = read_rows(path)
                 return rows
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except ValueError as error:
                 self.notify(f"The rows in {path} are damaged ({error}): they are made again.")
         self.notify(f"Generating rows of {self.label} into {path}, once.")
         rows, self.notes = self.make(tokenizer)
-        header = {"hash": rows_hash(rows), "notes": self.notes}
+        header = sealed({"hash": rows_hash(rows), "notes": self.notes})
         with whole_file(path) as building:
             records = (header, *(row._asdict() for row in rows))
             building.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -87,12 +90,22 @@ def rows_hash(rows: Iterable[TaskRow]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[list[TaskRow], list[str]]:
-    header, *records = map(json.loads, path.read_text().splitlines())
-    rows = [TaskRow(**record | {"answers": tuple(record["answers"])}) for record in records]
-    if header["hash"] != rows_hash(rows):
-        raise ValueError("the rows are not those that were written")
-    return rows, header["notes"]
+def read_rows(path: Path) -> tuple[list[TaskRow], list[str]]:
+    """The rows of a file, and what people should know about them.
+
+    Raises:
+        ValueError: they are not those that were written.
+    """
+    try:
+        first, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        header = unsealed(first)
+        rows = [TaskRow(**record | {"answers": tuple(record["answers"])}) for record in records]
+        notes: list[str] = header["notes"]
+        if header["hash"] != rows_hash(rows):
+            raise ValueError("the rows are not those that were written")
+    except (OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return rows, notes
 
 
 def fill(
