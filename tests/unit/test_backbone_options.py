@@ -77,6 +77,10 @@ def heads(cls):
         ({"backend": "triton"}, "backend='triton' is not supported"),
         ({"idle": {"fuse_norms": False}}, "did you mean fuse_norm?"),
         ({"num_heads": 3}, "is not a whole head width"),
+        ({"norm_eps": float("inf")}, "norm_eps=inf is not finite"),
+        ({"num_hidden_layers": 4000}, "num_hidden_layers=4000 is out of range"),
+        ({"num_heads": None}, "num_heads=None is not given"),
+        ({"use_beta": 1}, "use_beta=1 is a number"),
     ],
     ids=str,
 )

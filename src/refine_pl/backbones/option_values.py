@@ -119,6 +119,8 @@ def _described(value: object, rules: list[_Rule]) -> str:
         if isinstance(value, kind):
             return words
     whole = not any(rule.words.startswith("a number") for rule in rules)
+    if not any("number" in rule.words for rule in rules):
+        return "a number"
     return "not a whole number" if whole and isinstance(value, float) else "out of range"
 
 
