@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from refine_pl.errors import ConfigError, UserError, did_you_mean
+from refine_pl.errors import ConfigError, LostProcessError, UserError, did_you_mean
+from refine_pl.launch import is_first_to_say
 from refine_pl.recipes import with_paths
 
 _TRAINER = "refine_pl.commands.lightning_cli"  # any method of Lightning's trainer
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         user_error = _user_error(error)
         if user_error is None:
             raise
-        sys.stderr.write(_wrapped(f"error: {user_error}"))
+        if is_first_to_say(of_another=isinstance(user_error, LostProcessError)):
+            sys.stderr.write(_wrapped(f"error: {_text(user_error)}"))
         return USER_ERROR
 
 
@@ -100,18 +102,18 @@ options:
 """
 
 
-def _user_error(error: BaseException) -> str | None:
-    """The text of the :class:`UserError` that ``error`` is or was raised from, if there is one."""
+def _user_error(error: BaseException) -> UserError | None:
+    """The :class:`UserError` that ``error`` is or was raised from, if there is one."""
     current: BaseException | None = error
     while current is not None and not isinstance(current, UserError):
         current = current.__cause__
-    if current is None:
-        return None
+    return current
+
+
+def _text(error: UserError) -> str:
     # A data loader's worker sends the error with its traceback in the text.
-    text = str(current)
-    return (
-        text.rpartition(f"{type(current).__name__}: ")[2].strip() if "Traceback" in text else text
-    )
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if "Traceback" in text else text
 
 
 def _wrapped(text: str) -> str:

@@ -59,6 +59,10 @@ class CheckpointError(UserError):
     """A checkpoint does not fit what it is loaded into."""
 
 
+class LostProcessError(UserError):
+    """Another process of the run has ended or cannot be reached, and this one cannot go on."""
+
+
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:
     """Refuse a word that is not among those that a setting may have.
 

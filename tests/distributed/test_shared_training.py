@@ -132,5 +132,5 @@ def test_resume_on_as_many_processes_is_exact(run, folder, strategy, processes):
 
 
 def test_an_error_in_one_process_is_reported():
-    with pytest.raises(AssertionError, match="process 1: (?s:.*)ValueError: of the second"):
+    with pytest.raises(AssertionError, match=r"process 1: (?s:.*)ValueError: of the second"):
         run_processes(fail_in_the_second, 2)

@@ -147,7 +147,8 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         """What the run is called after: its last configuration file."""
         name = name_of_run(sources) or "prompts"
         evaluation = "refine_pl.callbacks.Evaluation"
-        return {"evaluation": {"class_path": evaluation, "init_args": {"name": name}}}
+        own = {"evaluation": {"class_path": evaluation, "init_args": {"name": name}}}
+        return {**own, **self.defaults_of_launch()}
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
         """As in training; the evaluation is told how it was started."""

@@ -15,9 +15,11 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
 from torch.distributed.checkpoint import CheckpointException
 from torch.optim import Optimizer
 
+from refine_pl.callbacks.requeue import Requeue, newest_of_job
 from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
 from refine_pl.commands.checkpoints import (
     LOOKED_UP_BY_THE_TRAINER,
@@ -31,7 +33,8 @@ from refine_pl.commands.config_errors import explain, refuse_nulls
 from refine_pl.commands.config_sources import Source, last_value, name_of_run, read_sources
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
-from refine_pl.errors import ConfigError, UserError
+from refine_pl.errors import ConfigError, LostProcessError, UserError
+from refine_pl.launch import launched, slurm_job
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.module import RefineModule
 
@@ -58,6 +61,9 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
     "enable_model_summary": False,
 }
+
+# Modules whose ValueErrors speak of the user's settings.
+_THEIR_CHECKS = ("lightning.pytorch.", "lightning.fabric.plugins.")
 
 _UNNEEDED_WARNINGS = (
     ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
@@ -188,7 +194,21 @@ class RefineCLI(LightningCLI):
         defaults: dict[str, Any] = {"trainer.logger": place}
         if last_value(sources, "schedule") is not None:
             defaults["trainer.max_epochs"] = -1  # the schedule decides when to stop
+        defaults |= self.defaults_of_launch()
+        if self._name == "fit" and (job := slurm_job()):
+            # A job that is queued again goes on from what lies there, and no other job does.
+            given = last_value(sources, "trainer.default_root_dir")
+            folder = defaults["trainer.default_root_dir"] = f"runs/{name}/job_{job}"
+            newest = newest_of_job(folder if given is None else str(given))
+            defaults["ckpt_path"] = None if newest is None else str(newest)
         return defaults
+
+    def defaults_of_launch(self) -> dict[str, Any]:
+        """The processes that torchrun or srun has started, as the trainer counts them."""
+        launch = launched()
+        if launch is None:
+            return {}
+        return {"trainer.devices": launch.processes, "trainer.num_nodes": launch.machines}
 
     def completion(
         self, sources: Sequence[Source], checkpoint: Mapping[str, Any] | None
@@ -240,8 +260,13 @@ class RefineCLI(LightningCLI):
             # A class without arguments, which the parser leaves as text; the trainer refuses others
             with suppress(ImportError, AttributeError):
                 settings["strategy"] = build_part({"class_path": settings["strategy"]})
+        if settings["devices"] == "auto" and (launch := launched()):
+            settings["devices"] = launch.processes  # also where there are more devices, or none
         self.trainer_defaults["callbacks"] = self.needed_callbacks(settings["callbacks"] or [])
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self._name == "fit":
+            trainer.callbacks.append(Requeue())  # type: ignore[attr-defined]
+        return trainer
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
         """Those to add to the ones ``given`` in ``trainer.callbacks``."""
@@ -271,15 +296,33 @@ class RefineCLI(LightningCLI):
             if (
                 isinstance(error, MisconfigurationException)
                 or isinstance(_under_construction(error), Optimizer)
-                or last.f_globals["__name__"].startswith("lightning.pytorch.")
+                or last.f_globals["__name__"].startswith(_THEIR_CHECKS)
             ):
                 raise _refused(error) from error
+            raise
+        except RuntimeError as error:
+            if is_of_a_lost_process(error):
+                raise _lost(error) from error
             raise
         except SystemExit as stop:
             # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self.interruption()) from None
             raise
+
+
+def is_of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether processes could not exchange values, as torch's backends report it."""
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
+
+
+def _lost(error: RuntimeError) -> LostProcessError:
+    return LostProcessError(
+        "another process of this run has ended, or cannot be reached",
+        where=" ".join(str(error).split("\n")[0].split())[:200],
+        way_out="see what that process wrote; if it was killed, whether its memory ran out; then "
+        "go on from the last checkpoint with --ckpt_path",
+    )
 
 
 def _is_not_a_tip(record: logging.LogRecord) -> bool:
