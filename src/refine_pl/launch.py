@@ -116,8 +116,9 @@ def _by_srun(environ: Mapping[str, str]) -> bool:
 def _start(environ: Mapping[str, str]) -> tuple[object, ...] | None:
     """What the processes of one start have in common on a machine; None for one process alone."""
     if "TORCHELASTIC_RUN_ID" in environ:
-        names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
-        return ("torchrun", os.getppid(), *map(environ.get, names))
+        restarts = environ.get("TORCHELASTIC_RESTART_COUNT")
+        run = environ["TORCHELASTIC_RUN_ID"]
+        return ("torchrun", os.getppid(), run, restarts, environ.get("MASTER_PORT"))
     if _by_srun(environ):
         if environ["SLURM_NTASKS"] == "1":
             return None

@@ -1,17 +1,24 @@
 """A job that is queued again at its time limit ends as if it had not been interrupted."""
 
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import command_line
 import pytest
 import torch
 from processes import run_processes
-from slurm_jobs import CALLS, job, write_scontrol
+from slurm_jobs import CALLS, job, write_program, write_scontrol
 
 from refine_pl.errors import ConfigError
 from refine_pl.launch import Launch, launched, slurm_job
 
+DOCS = Path(__file__).parents[2] / "docs"
+SCRIPT = DOCS / "slurm.sh"
 STAGES = {"warm-up": {"iterations": 2, "policy_weight": 0.0}, "refine": {"iterations": 4}}
 EDITS = {
     "schedule.stages": STAGES,
@@ -89,6 +96,36 @@ def test_scontrol_fails(folder):
     path = "runs/run/job_3/hpc_ckpt_1.ckpt"
     assert f"could not be queued again, continue with --ckpt_path {path}" in said
     assert (folder / path).is_file()
+
+
+def test_the_script_of_the_page(folder):
+    """It is written as the page shows it, and starts a run with the options that it is given."""
+    assert f"```text\n{SCRIPT.read_text()}```" in (DOCS / "clusters.md").read_text()
+    write_program(folder, "refine-pl", f'exec {sys.executable} -m refine_pl "$@"')
+    one = "SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0"
+    write_program(
+        folder,
+        "srun",
+        f'while case "$1" in -*) ;; *) false;; esac; do shift; done\nexec env {one} "$@"',
+    )
+    environ = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "9"}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--config", "run.yaml"],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run folder   runs/run/version_0" in done.stdout
+    assert "SLURM auto-requeueing enabled" in done.stderr
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", SCRIPT.read_text(), re.MULTILINE))
+    assert options["signal"].startswith(
+        "USR1@"
+    )  # what SLURMEnvironment waits for; to all processes
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
 
 
 @pytest.mark.parametrize(

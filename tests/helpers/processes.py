@@ -18,7 +18,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch", "refine_pl.commands.lightning_cli"])
 
 
-def run_processes(work, processes, *arguments, timeout_s=300):
+def run_processes(work, processes, *arguments, timeout_s=300, killed=()):
     """Run ``work(*arguments)`` in each of so many processes; what it returned in each, by rank.
 
     For Lightning they look as if torchrun had started them, unless there is only one.
@@ -27,7 +27,8 @@ def run_processes(work, processes, *arguments, timeout_s=300):
         work: a function of a module in ``tests/helpers``.
         processes: how many.
         arguments: plain values and paths.
-        timeout_s: for all of them.
+        timeout_s: for each of them.
+        killed: ranks that do not live to return anything; None stands for what they returned.
     """
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
@@ -49,8 +50,9 @@ def run_processes(work, processes, *arguments, timeout_s=300):
                 raise AssertionError(f"{work.__name__} still runs after {timeout_s} s")
         errors = [file.with_suffix(".txt") for file in files]
         said = "\n".join(error.read_text() for error in errors if error.exists())
-        assert not any(process.exitcode for process in started), said
-        return [torch.load(file, weights_only=True) for file in files]
+        codes = {rank: process.exitcode for rank, process in enumerate(started)}
+        assert [rank for rank, code in codes.items() if code] == list(killed), said
+        return [torch.load(f, weights_only=True) if f.exists() else None for f in files]
 
 
 def _kill(started):

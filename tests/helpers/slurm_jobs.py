@@ -25,12 +25,17 @@ class SignalAt(Callback):
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def write_program(folder, name, text):
+    """A program of the shell, in the folder that jobs look in first."""
+    program = folder / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+
+
 def write_scontrol(folder, code=0):
     """A program that writes down how it is called."""
-    program = folder / "bin" / "scontrol"
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(f'#!/bin/sh\necho "$@" >> "{folder / CALLS}"\nexit {code}\n')
-    program.chmod(0o755)
+    write_program(folder, "scontrol", f'echo "$@" >> "{folder / CALLS}"\nexit {code}')
 
 
 def job(folder, number, *words):

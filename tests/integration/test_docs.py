@@ -172,6 +172,8 @@ class Reader:
                 self._command(words, block.place)
 
     def _command(self, words, place):
+        if words[0] == "torchrun":
+            words = ["refine-pl", *words[words.index("refine_pl") + 1 :]]
         if words[0] == "refine-pl":
             outcome = self._refine_pl(words[1:])
             assert outcome.code == 0, f"{place}: {' '.join(words)}: {outcome.stderr}"

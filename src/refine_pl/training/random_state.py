@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from refine_pl.randomness import stream_seed
+
 States = dict[str, Any]
 
 _before_block: ContextVar[States | None] = ContextVar("_before_block", default=None)
@@ -67,8 +69,20 @@ def undisturbed() -> Iterator[None]:
         set_generator_states(states)
 
 
+def _seed_apart(rank: int) -> None:
+    """Give this process streams that no other process has, following from its present ones."""
+    seed = stream_seed(int(torch.randint(2**62, ())), rank, "process")
+    torch.manual_seed(seed)  # of every device
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 class RandomState(Callback):
-    """Saves the states of the global generators of every process, and restores them on resume."""
+    """Saves the states of the global generators of every process, and restores them on resume.
+
+    A run seeds all processes alike. When training starts, every process but the first gets streams
+    of its own; so do those of a resume that has more processes than the run before.
+    """
 
     def __init__(self) -> None:
         self._loaded: list[States] | None = None
@@ -87,7 +101,11 @@ class RandomState(Callback):
         self._loaded = state_dict["states"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore this process's states."""
+        """Restore this process's states, or make them differ from those of all others."""
+        rank, known = trainer.global_rank, 1
         if self._loaded is not None:
-            set_generator_states(self._loaded[trainer.global_rank % len(self._loaded)])
+            known = len(self._loaded)
+            set_generator_states(self._loaded[rank % known])
             self._loaded = None
+        if rank >= known:
+            _seed_apart(rank)
