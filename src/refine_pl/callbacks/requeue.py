@@ -42,23 +42,17 @@ class Requeue(Callback):
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self._previous: Any = None
         self._is_asked = False
         self._waits_for_validation = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the signal over, before Lightning does."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signal over from Lightning, which gives it back to whoever had it before."""
         place = trainer._accelerator_connector.cluster_environment
-        if stage == "fit" and isinstance(place, SLURMEnvironment) and place.auto_requeue:
+        self._signal, self._is_asked, self._waits_for_validation = None, False, False
+        if isinstance(place, SLURMEnvironment) and place.auto_requeue:
             assert place.requeue_signal is not None
             self._signal = place.requeue_signal
-            self._previous = signal.signal(self._signal, self._take_note)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signal back."""
-        if self._signal is not None:
-            signal.signal(self._signal, self._previous)
-            self._signal = None
+            signal.signal(self._signal, self._take_note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
