@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from refine_pl.backbones.base import StateTrail
+    from refine_pl.backbones.base import State, StateTrail
     from refine_pl.tokenizers import Tokenizer
 
 
@@ -80,6 +80,32 @@ class Prefill:
     hidden: Tensor  # [B, T, D] after the final norm, the input of the head
     entropy: Tensor  # [B, T] float32, nats; [b, t] belongs to the token after x[0..t]
     trail: StateTrail  # gives the state after any number of tokens
+
+
+@dataclass(slots=True)
+class Reading:
+    """One differentiable pass over the sequences, which drawing and the update share."""
+
+    hidden: Tensor  # [B, T, D] after the final norm, the input of the head
+    logprob: Tensor  # [B, T] float32, nats, of the next tokens; 0 where there is none
+    entropy: Tensor  # [B, T] float32, nats, without gradients; as in Prefill
+    trail: StateTrail | None  # None once it has been forked
+
+    def prefill(self) -> Prefill:
+        """The same without gradients, for drawing."""
+        assert self.trail is not None, "the trail has been forked already"
+        return Prefill(self.hidden.detach(), self.entropy, self.trail)
+
+    def fork(self, positions: Tensor, copies: int) -> State:
+        """The states after ``positions [B, S]`` tokens, ``copies`` rows of each, differentiable.
+
+        The trail is let go: it is the largest thing that an update holds, and what its backward
+        pass needs of it was picked here.
+        """
+        assert self.trail is not None, "the trail has been forked already"
+        state = self.trail.at(positions).fork(copies)
+        self.trail = None
+        return state
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,10 @@
 This file is the whole algorithm (paper, section 3). Each step is a part from its own folder; what
 passes between them is described in ``records.py``. Nothing here steps an optimizer or logs:
 ``training/updater.py`` does.
+
+The sequences are read twice, without gradients by :meth:`RefineStep.prefill` and with them by
+:meth:`RefineStep.loss`; or once for both, by :meth:`RefineStep.open`, where the weights do not
+change in between.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from refine_pl.losses import (
 )
 from refine_pl.parts import CLIPPED, ENTROPY, FORKED, GROUP_RELATIVE, SIMILARITY, build_part
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, Prefill, RolloutPlan
+from refine_pl.records import Batch, Experience, Prefill, Reading, RolloutPlan
 from refine_pl.rewards.base import Reward
 from refine_pl.rewards.weighted_sum import WeightedSum
 from refine_pl.rollouts.base import RolloutGenerator
@@ -56,6 +60,13 @@ class Counts(NamedTuple, Generic[Number]):
     ntp_tokens: Number  # next-token targets
     policy: Number  # what the policy loss counts: rollout tokens, or rollouts
     rollout_tokens: Number  # what the KL counts
+
+
+class Passed(NamedTuple):
+    """What the losses are made of, differentiable: a pass over sequences and rollouts."""
+
+    logprob: Tensor  # [B, T] of the next tokens
+    rollout_hidden: Tensor | None  # [B, S, N, L, D], as in RolloutGenerator.replay
 
 
 PUBLISHED_WEIGHTS = LossWeights()
@@ -128,6 +139,51 @@ class RefineStep(nn.Module):
         stats = policy.head(output.hidden.flatten(0, 1), entropy=True)
         return Prefill(output.hidden, stats.entropy.view(batch.tokens.shape), output.trail)
 
+    def open(self, policy: FastWeightLM, batch: Batch) -> Reading:
+        """One pass that gives what :meth:`prefill` does, and with gradients what the update needs.
+
+        Drawing takes ``reading.prefill()``; :meth:`close` adds the rollouts.
+        """
+        output = policy(batch.tokens, batch.num_tokens, keep_trail=True)
+        targets = ntp_targets(batch).flatten()
+        stats = policy.head(output.hidden.flatten(0, 1), targets, entropy=True)
+        logprob, entropy = (x.view(batch.tokens.shape) for x in (stats.logprob, stats.entropy))
+        return Reading(output.hidden, logprob, entropy.detach(), output.trail)
+
+    def close(self, policy: FastWeightLM, reading: Reading, experience: Experience) -> Passed:
+        """The pass of :meth:`open`, and the rollouts that were drawn from it."""
+        rollouts = experience.rollouts
+        hidden = self.generator.follow(policy, reading, rollouts.positions, rollouts.tokens)
+        return Passed(reading.logprob, hidden)
+
+    def _pass(self, policy: FastWeightLM, micro_batch: Experience | Batch) -> Passed:
+        """A pass over sequences and rollouts that were drawn before."""
+        if isinstance(micro_batch, Batch):
+            batch, rollout_hidden = micro_batch, None
+            hidden = policy(batch.tokens, batch.num_tokens).hidden
+        else:
+            batch, rollouts = micro_batch.batch, micro_batch.rollouts
+            hidden, rollout_hidden = self.generator.replay(
+                policy, batch, rollouts.positions, rollouts.tokens
+            )
+        logprob = policy.head(hidden.flatten(0, 1), ntp_targets(batch).flatten()).logprob
+        return Passed(logprob.view(batch.tokens.shape), rollout_hidden)
+
+    def expected_counts(self, batch: Batch, plan: RolloutPlan) -> Counts[Tensor]:
+        """What :meth:`counts` will be once the rollouts of a batch are drawn: lengths decide it."""
+        positions = self.expected_positions(batch, plan)
+        slot = torch.arange(int(positions.max()), device=positions.device)
+        valid = slot < positions[:, None]
+        shape = (*valid.shape, plan.rollouts_per_position, plan.rollout_length)
+        mask = valid[:, :, None, None].expand(shape)
+        return Counts(count_ntp_tokens(batch.num_tokens), self.policy_loss.count(mask), mask.sum())
+
+    def expected_positions(self, batch: Batch, plan: RolloutPlan) -> Tensor:
+        """How many positions each row will get ``[B]``, as the selector says."""
+        lengths: list[int] = batch.num_tokens.tolist()
+        counted = {length: self.selector.count(length, plan) for length in set(lengths)}
+        return batch.num_tokens.new_tensor([counted[length] for length in lengths])
+
     def counts(self, micro_batch: Experience | Batch) -> Counts[Tensor]:
         """What the sums of a micro-batch are taken over: three scalars."""
         if isinstance(micro_batch, Batch):
@@ -147,6 +203,7 @@ class RefineStep(nn.Module):
         counts: Counts[float] | None = None,
         weights: LossWeights = PUBLISHED_WEIGHTS,
         reference: FastWeightLM | None = None,
+        passed: Passed | None = None,
     ) -> LossSum:
         """Step 6: this micro-batch's share of the loss, and sums for the log.
 
@@ -157,22 +214,19 @@ class RefineStep(nn.Module):
                 this micro-batch if left out.
             weights: of the terms.
             reference: the frozen model that the KL term compares with.
+            passed: a pass over both that was made already (:meth:`close`); made here if left out.
         """
         local = self.counts(experience)
         counts = Counts(*map(float, local)) if counts is None else counts
-        if isinstance(experience, Batch):
-            batch = experience
-            hidden = policy(batch.tokens, batch.num_tokens).hidden
-        else:
-            batch, rollouts = experience.batch, experience.rollouts
-            positions, tokens = rollouts.positions, rollouts.tokens
-            hidden, rollout_hidden = self.generator.replay(policy, batch, positions, tokens)
-        ntp = -policy.head(hidden.flatten(0, 1), ntp_targets(batch).flatten()).logprob.sum()
+        logprob, rollout_hidden = passed or self._pass(policy, experience)
+        ntp = -logprob.sum()
         total = weights.ntp_weight * ntp / counts.ntp_tokens
         sums = {"ntp_loss": (ntp.detach(), local.ntp_tokens)}
-        if isinstance(experience, Batch):
+        if isinstance(experience, Batch) or rollout_hidden is None:
             return LossSum(total, sums)
 
+        batch, rollouts = experience.batch, experience.rollouts
+        positions, tokens = rollouts.positions, rollouts.tokens
         stats = policy.head(rollout_hidden.flatten(0, -2), tokens.flatten(), entropy=True)
         logprobs, loss_mask = stats.logprob.view(tokens.shape), rollouts.loss_mask
         reinforced = self.policy_loss(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM, Forks
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Positions, Prefill, RolloutPlan, Rollouts
+from refine_pl.records import Batch, Positions, Prefill, Reading, RolloutPlan, Rollouts
 from refine_pl.rollouts.base import RolloutGenerator
 from refine_pl.rollouts.decode import decode
 from refine_pl.rollouts.gather import at_offsets
@@ -17,8 +17,11 @@ class Forked(RolloutGenerator):
     """Forks the state of the prefill at every position.
 
     Drawing costs ``L`` steps of decoding; the update reads sequences and rollouts in one pass, and
-    its gradient flows through the forked states into the whole prefix.
+    its gradient flows through the forked states into the whole prefix. Where both happen under the
+    same weights, one pass over the sequences serves both.
     """
+
+    joins = True
 
     @torch.no_grad()
     def generate(
@@ -62,8 +65,26 @@ class Forked(RolloutGenerator):
         if length > 1:  # nothing is predicted from the last token
             forks = Forks(positions.index, tokens[..., :-1], positions.valid)
         output = policy(batch.tokens, batch.num_tokens, forks=forks)
-        before = at_offsets(output.hidden, positions, -1, 1)[:, :, None]
-        before = before.expand(-1, -1, copies, -1, -1)  # [B, S, N, 1, D]
+        before = _before(output.hidden, positions, copies)
         if output.fork_hidden is None:
             return output.hidden, before
         return output.hidden, torch.cat([before, output.fork_hidden], 3)
+
+    def follow(
+        self, policy: FastWeightLM, reading: Reading, positions: Positions, tokens: Tensor
+    ) -> Tensor:
+        """Hidden states of rollouts after a pass; see :class:`RolloutGenerator`."""
+        copies, length = tokens.shape[2:]
+        before = _before(reading.hidden, positions, copies)
+        state = reading.fork(positions.index, copies)
+        if length == 1:  # nothing is predicted from the last token
+            return before
+        read = tokens[..., :-1]
+        hidden = policy(read.flatten(0, 2), state=state).hidden
+        return torch.cat([before, hidden.view(*read.shape, -1)], 3)
+
+
+def _before(hidden: Tensor, positions: Positions, copies: int) -> Tensor:
+    """``[B, S, N, 1, D]``: of the prefixes' last tokens."""
+    before = at_offsets(hidden, positions, -1, 1)[:, :, None]
+    return before.expand(-1, -1, copies, -1, -1)

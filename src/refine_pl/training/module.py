@@ -102,6 +102,9 @@ class RefineModule(MeasuredModule):
             baselines did.
         microbatch_size: sequences per forward and backward pass, on each process.
         rollouts_per: draw for the whole batch under the old policy, or for each mini-batch anew.
+        update: ``joined``: drawing and update share one pass over the sequences, where the weights
+            do not change in between; ``two_pass``: they never do; ``auto`` joins if the generator
+            can. The results are the same.
         gradient_clip: largest gradient norm of an update.
         seed: names the random streams of positions and rollouts.
     """
@@ -128,6 +131,7 @@ class RefineModule(MeasuredModule):
         microbatch_size: PositiveInt = 1,
         steps: Literal["per_minibatch", "per_batch"] = "per_minibatch",
         rollouts_per: Literal["batch", "minibatch"] = "batch",
+        update: Literal["auto", "joined", "two_pass"] = "auto",
         gradient_clip: PositiveFloat = 1.0,
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -146,7 +150,7 @@ class RefineModule(MeasuredModule):
         self.make_lr_scheduler = lr_scheduler
         self.minibatch_size = minibatch_size
         self.sizes = Sizes(
-            None if steps == "per_batch" else minibatch_size, microbatch_size, rollouts_per
+            None if steps == "per_batch" else minibatch_size, microbatch_size, rollouts_per, update
         )
         self.gradient_clip = gradient_clip
         self.seed = seed

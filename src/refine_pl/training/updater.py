@@ -3,6 +3,10 @@
 A batch is cut into mini-batches, one optimizer step each, and these into micro-batches, one
 backward pass each. What one update computes is in ``refine_step.py``; which updates a batch is made
 into, a phase says (``phases.py``). Nothing here knows of Lightning.
+
+Where the rollouts of a mini-batch are drawn under the weights that its update starts from, drawing
+and update share one pass over the sequences (*joined*). Otherwise, for the later mini-batches of
+rollouts drawn for a whole batch, there are *two passes*.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ import torch
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.errors import ConfigError
 from refine_pl.losses.base import LossSum
 from refine_pl.objectives.base import AnswerObjective
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience
+from refine_pl.records import Batch, Experience, Reading
 from refine_pl.refine_step import Counts, RefineStep
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
@@ -62,6 +67,7 @@ class Sizes:
     minibatch: int | None  # rows of an optimizer step, over all processes; None: the whole batch
     microbatch: int  # rows of a forward and backward pass, on each process
     rollouts_per: Literal["batch", "minibatch"] = "batch"  # what is drawn before the first step
+    update: Literal["auto", "joined", "two_pass"] = "auto"  # auto: joined where it is possible
 
     def updates(self, batch_size: int) -> int:
         """Optimizer steps that ReFINE takes for ``batch_size`` rows, over all processes."""
@@ -146,12 +152,28 @@ class Updater:
         rows = self.sizes.minibatch
         minibatches = list(cut(batch, len(batch) if rows is None else rows // self.processes.count))
         self._count_tokens(batch)
-        if self.sizes.rollouts_per == "batch":
-            for drawn in [self.draw(minibatch, settings, purpose) for minibatch in minibatches]:
-                self.update(drawn, settings)
-        else:
+        joined = self.joins(settings)
+        if self.sizes.rollouts_per == "minibatch":
             for minibatch in minibatches:
-                self.update(self.draw(minibatch, settings, purpose), settings)
+                if joined:
+                    self.join(minibatch, settings, purpose)
+                    self._descend()
+                else:
+                    self.update(self.draw(minibatch, settings, purpose), settings)
+            return
+        if joined:  # the first one's gradients wait until the others' rollouts are drawn
+            self.join(minibatches[0], settings, purpose)
+        rest = minibatches[1:] if joined else minibatches
+        drawn = [self.draw(minibatch, settings, purpose) for minibatch in rest]
+        if joined:
+            self._descend()
+        for each in drawn:
+            self.update(each, settings)
+
+    def joins(self, settings: Settings) -> bool:
+        """Whether drawing and update share a pass where they can."""
+        possible = self.sizes.update != "two_pass" and self.step.generator.joins
+        return possible and settings.weights.needs_rollouts
 
     def answer(self, batch: TaskBatch, objective: AnswerObjective, tokenizer: Any) -> None:
         """One optimizer step on the answers of a batch of this process."""
@@ -168,9 +190,8 @@ class Updater:
             loss = objective.loss(self.policy, rows)
             return LossSum(loss.total / count, loss.sums)
 
-        with self.stopwatch("update"):
-            self._accumulate(prepared, loss_of)
-            self._descend()
+        self._accumulate(prepared, loss_of)
+        self._descend()
 
     def draw(
         self, minibatch: Batch, settings: Settings, purpose: str = "train"
@@ -182,22 +203,32 @@ class Updater:
         drawn: list[Experience | Batch] = []
         with whole(self.policy):
             for rows in micro_batches:
-                random = self._random(rows, purpose)
-                with self.autocast():
-                    experience = self.step.draw(
-                        self.policy, rows, settings.plan, random, self.stopwatch
-                    )
-                tally_experience(self.tally, experience, self.step.advantage.group_by)
-                if self.observe is not None:
-                    self.observe(experience)
-                drawn.append(_without_hidden(experience))
+                drawn.append(_without_hidden(self._draw(rows, settings, purpose)))
         return drawn
+
+    def _draw(
+        self, rows: Batch, settings: Settings, purpose: str, reading: Reading | None = None
+    ) -> Experience:
+        """The rollouts of a micro-batch, from a pass that was made already if there is one."""
+        prefill = None if reading is None else reading.prefill()
+        with self.autocast():
+            experience = self.step.draw(
+                self.policy,
+                rows,
+                settings.plan,
+                self._random(rows, purpose),
+                self.stopwatch,
+                prefill,
+            )
+        tally_experience(self.tally, experience, self.step.advantage.group_by)
+        if self.observe is not None:
+            self.observe(experience)
+        return experience
 
     def update(self, micro_batches: Sequence[Experience | Batch], settings: Settings) -> None:
         """One optimizer step on what :meth:`draw` returned."""
-        with self.stopwatch("update"):
-            self.accumulate(micro_batches, settings)
-            self._descend()
+        self.accumulate(micro_batches, settings)
+        self._descend()
 
     def accumulate(self, micro_batches: Sequence[Experience | Batch], settings: Settings) -> Tensor:
         """The gradients of one update, without a step.
@@ -214,15 +245,62 @@ class Updater:
 
         return self._accumulate(micro_batches, loss_of)
 
-    def _accumulate(self, micro_batches: Sequence[T], loss_of: Callable[[T], LossSum]) -> Tensor:
+    def join(self, minibatch: Batch, settings: Settings, purpose: str = "train") -> Tensor:
+        """The gradients of one update, its rollouts drawn on the way, without a step.
+
+        Equal to :meth:`draw` and :meth:`accumulate`, for one pass over the sequences less.
+
+        Returns:
+            The loss of this process's share, detached.
+
+        Raises:
+            ConfigError: the selector chose other positions than it had announced.
+        """
+        micro_batches = list(cut(minibatch, self.sizes.microbatch))
+        # Sums are divided by the counts of the whole step, before its last rollouts are drawn.
+        announced = [self.step.expected_counts(rows, settings.plan) for rows in micro_batches]
+        counts = Counts(*self._total(announced))
+        found = []
+
+        def loss_of(rows: Batch) -> LossSum:
+            with self.stopwatch("update"):
+                reading = self.step.open(self.policy, rows)
+            with whole(self.policy):
+                experience = self._draw(rows, settings, purpose, reading)
+            found.append(self.step.counts(experience))
+            experience = _without_hidden(experience)
+            with self.stopwatch("update"):
+                passed = self.step.close(self.policy, reading, experience)
+                return self.step.loss(
+                    self.policy, experience, counts, settings.weights, self.reference, passed
+                )
+
+        loss = self._accumulate(micro_batches, loss_of, watch=False)
+        if [*map(_numbers, found)] != [*map(_numbers, announced)]:
+            raise self._announced_others()
+        return loss
+
+    def _announced_others(self) -> ConfigError:
+        selector = type(self.step.selector).__name__
+        return ConfigError(
+            f"{selector} chose more or fewer positions than its count() says",
+            where="model.selector",
+            allowed="as many valid positions in each row as count(num_tokens, plan) returns",
+            way_out=f"make {selector}.count agree, or set model.update to two_pass",
+        )
+
+    def _accumulate(
+        self, micro_batches: Sequence[T], loss_of: Callable[[T], LossSum], watch: bool = True
+    ) -> Tensor:
+        """Add up the gradients; ``watch`` unless ``loss_of`` charges its own time."""
         total = torch.zeros((), device=self.device)
         for i, micro_batch in enumerate(micro_batches):
             with self.processes.synchronised(i == len(micro_batches) - 1):
-                with self.autocast():
+                with self.stopwatch("update") if watch else nullcontext(), self.autocast():
                     loss = loss_of(micro_batch)
                 # The types of the backward pass were settled in the forward pass, but an autocast
                 # of the caller's may reach around the whole step.
-                with torch.autocast(self.device.type, enabled=False):
+                with self.stopwatch("update"), torch.autocast(self.device.type, enabled=False):
                     self.backward(loss.total)
             for name, (value, count) in loss.sums.items():
                 self.tally.add(name, value, count)
@@ -231,7 +309,11 @@ class Updater:
 
     def _descend(self) -> None:
         """Clip and step. A gradient that is not finite is dropped, on every process alike."""
-        optimizer = self.optimizer
+        with self.stopwatch("update"):
+            self._clip_and_step(self.optimizer)
+        self.counters.updates += 1
+
+    def _clip_and_step(self, optimizer: Stepper) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -244,7 +326,6 @@ class Updater:
             optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
-        self.counters.updates += 1
 
     def _random(self, batch: Batch, purpose: str) -> RowRandom:
         return RowRandom(self.seed, self.counters.iteration, batch.rows, purpose)
@@ -274,3 +355,7 @@ def _without_hidden(experience: Experience) -> Experience:
     none = experience.rewards.new_empty(0)
     rollouts = replace(experience.rollouts, hidden=none, target_hidden=none)
     return replace(experience, rollouts=rollouts)
+
+
+def _numbers(counts: Counts[Tensor]) -> list[float]:
+    return [float(count) for count in counts]
