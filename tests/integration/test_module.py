@@ -248,6 +248,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
         "microbatch_size": 1,
         "steps": "per_minibatch",
         "rollouts_per": "batch",
+        "update": "auto",
         "gradient_clip": 1.0,
         "seed": 0,
     }

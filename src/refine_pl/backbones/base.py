@@ -70,15 +70,24 @@ class LayerState:
         return map_numbers(Tensor.detach, self)
 
 
-@dataclass(frozen=True, slots=True)
 class State:
     """The state of a whole model after ``num_tokens`` tokens of each of ``R`` rows.
 
     Differentiable if the forward that made it was. The update never detaches it.
+
+    Not a dataclass, because FSDP2 looks into those: it would take the gradient of a state that a
+    pass continues for the end of the model's backward pass.
+
+    Args:
+        layers: of each layer.
+        num_tokens: ``[R]`` int64.
     """
 
-    layers: tuple[LayerState, ...]
-    num_tokens: Tensor  # [R] int64
+    __slots__ = ("layers", "num_tokens")
+
+    def __init__(self, layers: tuple[LayerState, ...], num_tokens: Tensor) -> None:
+        self.layers = layers
+        self.num_tokens = num_tokens
 
     def select(self, rows: Tensor) -> State:
         """The rows ``rows [M]`` int64."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.records import RolloutPlan
+from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 
 SMALL_LR = 1e-4
@@ -44,6 +45,21 @@ def check_precision(precision: str) -> None:
             f"trainer.precision is {precision}",
             allowed="32-true, bf16-mixed, 64-true",
             way_out="bf16-mixed: float16 scales the gradients, which are clipped here unscaled",
+        )
+
+
+def check_update(update: str, generator: RolloutGenerator) -> None:
+    """Refuse a joined update that the generator has no pass for.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if update == "joined" and not generator.joins:
+        raise ConfigError(
+            f"model.update is joined, and {type(generator).__name__} reads every prefix again",
+            where="model.update",
+            allowed="auto or two_pass, with this generator",
+            way_out="model.generator: refine_pl.rollouts.Forked",
         )
 
 

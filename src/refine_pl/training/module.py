@@ -51,6 +51,7 @@ from refine_pl.training.checks import (
     check_reward_names,
     check_small_lr,
     check_state,
+    check_update,
     check_vocabulary,
     long_text_note,
 )
@@ -204,6 +205,7 @@ class RefineModule(MeasuredModule):
             self.phase = find_phase(self.trainer)
             self.part_settings = self._part_settings()
             check_reward_names(self.refine_step.reward.names)
+            check_update(self.sizes.update, self.refine_step.generator)
             check_manual_optimization(self.trainer)
             check_precision(str(self.trainer.precision))
             if self._data.batch_size is not None:  # others know it only when they are set up

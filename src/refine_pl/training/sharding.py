@@ -54,22 +54,33 @@ def gather(policy: FastWeightLM) -> None:
             module.unshard()
 
 
-def scatter(policy: FastWeightLM) -> None:
-    """Take the model apart again, after :func:`gather`."""
+def scatter(policy: FastWeightLM, between: bool = False) -> None:
+    """Take the model apart again, after :func:`gather`.
+
+    Args:
+        policy: the model.
+        between: a backward pass is still to come of a forward pass before :func:`gather`.
+    """
     for i, module in enumerate(_sharded(policy)):
         # The model's own weights, outside of blocks, stay whole from forward to backward.
         module.set_reshard_after_forward(i > 0, recurse=False)
-        module.reshard()
+        if i > 0 or not between:
+            module.reshard()
 
 
 @contextmanager
-def whole(policy: FastWeightLM) -> Iterator[None]:
-    """Inside, passes need no other process. A model that is not sharded is whole anyway."""
+def whole(policy: FastWeightLM, between: bool = False) -> Iterator[None]:
+    """Inside, passes need no other process. A model that is not sharded is whole anyway.
+
+    Args:
+        policy: the model.
+        between: as in :func:`scatter`.
+    """
     gather(policy)
     try:
         yield
     finally:
-        scatter(policy)
+        scatter(policy, between)
 
 
 def class_name(policy: FastWeightLM) -> str:

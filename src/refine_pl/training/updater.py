@@ -265,7 +265,7 @@ class Updater:
         def loss_of(rows: Batch) -> LossSum:
             with self.stopwatch("update"):
                 reading = self.step.open(self.policy, rows)
-            with whole(self.policy):
+            with whole(self.policy, between=True):
                 experience = self._draw(rows, settings, purpose, reading)
             found.append(self.step.counts(experience))
             experience = _without_hidden(experience)
