@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,26 +22,33 @@ class Arm:
     name: str
     settings: Settings
     generator: RolloutGenerator  # how rollouts are drawn, and read again in the update
+    update: Literal["joined", "two_pass"] = "joined"  # passes over the sequences
+
+    def choose(self, updater: Updater) -> None:
+        """Let the updater make its updates this way."""
+        updater.step.generator = self.generator
+        updater.sizes = replace(updater.sizes, update=self.update)
 
     def run(self, updater: Updater, batch: Batch) -> None:
         """One whole update, as training makes it."""
-        updater.step.generator = self.generator
+        self.choose(updater)
         updater.refine(batch, self.settings)
         updater.counters.iteration += 1
 
 
 def arms_of(own: Settings, forked: RolloutGenerator, recompute: RolloutGenerator) -> list[Arm]:
-    """Plain training, the recipe with one rollout, more rollouts, more segments, recomputation."""
+    """Plain training; ReFINE joined, with two passes, with more rollouts and segments, recomputed."""
     one = replace(own, plan=replace(own.plan, rollouts_per_position=1))
     eight = replace(own, plan=replace(one.plan, rollouts_per_position=8))
     dense = replace(own, plan=replace(one.plan, num_segments=64))
     shape = f"S={one.plan.num_segments}"
     return [
         Arm("SFT", own.without_rollouts(), forked),
-        Arm(f"ReFINE forked, {shape}, N=1", one, forked),
-        Arm(f"ReFINE forked, {shape}, N=8", eight, forked),
-        Arm("ReFINE forked, S=64, N=1", dense, forked),
-        Arm(f"ReFINE recompute, {shape}, N=1", one, recompute),
+        Arm(f"ReFINE joined, {shape}, N=1", one, forked),
+        Arm(f"ReFINE two-pass, {shape}, N=1", one, forked, "two_pass"),
+        Arm(f"ReFINE joined, {shape}, N=8", eight, forked),
+        Arm("ReFINE joined, S=64, N=1", dense, forked),
+        Arm(f"ReFINE recompute, {shape}, N=1", one, recompute, "two_pass"),
     ]
 
 
@@ -60,10 +68,13 @@ class Equality:
 
 
 def compare(updater: Updater, batch: Batch, forked: Arm, other: Arm) -> Equality:
-    """Draw rollouts both ways, and take the gradients of the same rollouts both ways."""
+    """Draw rollouts both ways, and take the gradients of the same rollouts both ways.
+
+    A joined update draws its own: the same ones, since nothing changes before it.
+    """
     drawn, results = [], []
     for arm in (forked, other):
-        updater.step.generator = arm.generator
+        arm.choose(updater)
         drawn.append(updater.draw(batch, arm.settings))
     (first,), (second,) = drawn  # one micro-batch each
     assert isinstance(first, Experience)
@@ -73,8 +84,11 @@ def compare(updater: Updater, batch: Batch, forked: Arm, other: Arm) -> Equality
     reached = same.cumprod(-1).bool()  # after the first difference the texts differ
     apart = (first.rollouts.old_logprobs - second.rollouts.old_logprobs)[valid].abs()
     for arm in (forked, other):
-        updater.step.generator = arm.generator
-        loss = updater.accumulate([first], arm.settings)
+        arm.choose(updater)
+        if updater.joins(arm.settings):
+            loss = updater.join(batch, arm.settings)
+        else:
+            loss = updater.accumulate([first], arm.settings)
         results.append((loss, _gradient(updater.policy)))
         updater.optimizer.zero_grad()
     (loss_a, grad_a), (loss_b, grad_b) = results

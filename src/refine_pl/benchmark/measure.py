@@ -134,7 +134,7 @@ def render(results: Sequence[Result], tokens: int) -> str:
 
 def summary(results: Sequence[Result]) -> dict[str, float]:
     """The ratios that are the benchmark's point, medians of interleaved repeats."""
-    sft, one, many, dense, recompute = results
+    sft, one, two_pass, many, dense, recompute = results
 
     def against(a: Result, b: Result) -> float:
         # Round by round; the recomputed arm takes part in the first rounds only.
@@ -142,8 +142,9 @@ def summary(results: Sequence[Result]) -> dict[str, float]:
 
     return {
         "ReFINE update / SFT update": against(one, sft),
+        "two-pass update / SFT update": against(two_pass, sft),
         "N=8 / N=1": against(many, one),
         "S=64 / recipe's S": against(dense, one),
-        "recompute / forked": against(recompute, one),
+        "recompute / joined": against(recompute, one),
         "peak memory ReFINE / SFT": one.peak_bytes / sft.peak_bytes,
     }

@@ -32,8 +32,9 @@ from refine_pl.training.module import RefineModule
 from refine_pl.training.updater import Sizes, Updater
 
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
-ReFINE with forked states, and ReFINE as the released code runs it (every prefix from its start,
-padded to the full length). Checks first that forked and recomputed updates are equal. Of a LaCT
+ReFINE with forked states, its drawing and update joined in one pass over the sequences or in two,
+and ReFINE as the released code runs it (every prefix from its start, padded to the full length).
+Checks first that joined and recomputed updates are equal. Of a LaCT
 model it also times the loop over chunks against its matrix products alone. Text is random: only
 sizes matter. The recipe's trainer and data sections are not used."""
 
@@ -106,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     """Check, time, print.
 
     Returns:
-        0, or 1 if forked and recomputed updates are not equal: then nothing is timed.
+        0, or 1 if joined and recomputed updates are not equal: then nothing is timed.
 
     Raises:
         UserError: the configuration cannot be used.
@@ -124,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     tolerance = _TOLERANCE[settings.precision]
     equal = apart.holds(tolerance)
     _write(
-        f"forked against recomputed: {apart.same_tokens:.0%} of the tokens equal, "
+        f"joined against recomputed: {apart.same_tokens:.0%} of the tokens equal, "
         f"log-probabilities {apart.logprobs:.1e} apart, loss {apart.loss:.1e}, gradient "
         f"{apart.gradient:.1e} (relative; allowed {tolerance:.0e}): "
         f"{'equal' if equal else 'NOT EQUAL'}\n"
