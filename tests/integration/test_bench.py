@@ -29,9 +29,10 @@ def test_table_and_figures(tmp_path):
     written = json.loads(figures.read_text())
     assert [arm["name"].split(",")[0] for arm in written["arms"]] == [
         "SFT",
-        "ReFINE forked",
-        "ReFINE forked",
-        "ReFINE forked",
+        "ReFINE joined",
+        "ReFINE two-pass",
+        "ReFINE joined",
+        "ReFINE joined",
         "ReFINE recompute",
     ]
     for arm in written["arms"]:
@@ -39,9 +40,9 @@ def test_table_and_figures(tmp_path):
         assert 0 < arm["min_s"] <= arm["median_s"] <= arm["max_s"]
         assert arm["peak_bytes"] > 0
         assert arm["name"] in outcome.stdout
-    forked = written["arms"][1]
-    assert set(forked["parts_s"]) == {"prefill", "select", "rollout", "reward", "update"}
-    assert len(written["ratios"]) == 5
+    two_pass = written["arms"][2]
+    assert set(two_pass["parts_s"]) == {"prefill", "select", "rollout", "reward", "update"}
+    assert len(written["ratios"]) == 6
     assert "chunk loop" not in outcome.stdout
     assert written["equality"]["same_tokens"] == 1.0
 

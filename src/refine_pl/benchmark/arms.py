@@ -37,7 +37,7 @@ class Arm:
 
 
 def arms_of(own: Settings, forked: RolloutGenerator, recompute: RolloutGenerator) -> list[Arm]:
-    """Plain training; ReFINE joined, with two passes, with more rollouts and segments, recomputed."""
+    """Plain training; ReFINE joined, in two passes, with more rollouts, segments; recomputed."""
     one = replace(own, plan=replace(own.plan, rollouts_per_position=1))
     eight = replace(own, plan=replace(one.plan, rollouts_per_position=8))
     dense = replace(own, plan=replace(one.plan, num_segments=64))
