@@ -11,6 +11,7 @@ change in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -20,6 +21,17 @@ from torch import Tensor, nn
 
 from refine_pl.advantages.base import AdvantageEstimator
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.errors import ConfigError
+from refine_pl.faults import (
+    blame,
+    check_is_made,
+    check_positions,
+    check_prefill,
+    check_rollouts,
+    checked_advantages,
+    copied,
+    is_own,
+)
 from refine_pl.losses import (
     LossSum,
     PolicyLoss,
@@ -29,7 +41,7 @@ from refine_pl.losses import (
 )
 from refine_pl.parts import CLIPPED, ENTROPY, FORKED, GROUP_RELATIVE, SIMILARITY, build_part
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, Prefill, Reading, RolloutPlan
+from refine_pl.records import Batch, Experience, Positions, Prefill, Reading, RolloutPlan
 from refine_pl.rewards.base import Reward
 from refine_pl.rewards.weighted_sum import WeightedSum
 from refine_pl.rollouts.base import RolloutGenerator
@@ -44,6 +56,12 @@ class LossWeights:
     ntp_weight: float = 1.0
     policy_weight: float = 0.2
     kl_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("ntp_weight", "policy_weight", "kl_weight"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise ConfigError(f"{name} is {value}", where=name, allowed="a finite number")
 
     @property
     def needs_rollouts(self) -> bool:
@@ -97,6 +115,8 @@ class RefineStep(nn.Module):
         self.reward = WeightedSum({name: build_part(reward) for name, reward in rewards.items()})
         self.advantage = build_part(advantage)
         self.policy_loss = build_part(policy_loss)
+        for name in ("selector", "generator", "advantage"):
+            check_is_made(f"model.{name}", getattr(self, name))
 
     @torch.no_grad()
     def draw(
@@ -117,19 +137,43 @@ class RefineStep(nn.Module):
             generator: the rows' random streams; those of seed 0 and update 0 if left out.
             stopwatch: is told the seconds of each step.
             prefill: is not made again if it was made already.
+
+        Raises:
+            NotFiniteError: the model computes NaN or infinite numbers.
+            PartError: a part raised, or returned what cannot be used.
         """
         generator = RowRandom(0, 0, batch.rows) if generator is None else generator
         stopwatch = Stopwatch(enabled=False) if stopwatch is None else stopwatch
         with stopwatch("prefill"):
             prefill = prefill or self.prefill(policy, batch)
         with stopwatch("select"):
-            positions = self.selector.select(prefill.entropy, batch.num_tokens, plan, generator)
-        with stopwatch("rollout"):
+            check_prefill(prefill.entropy, batch.num_tokens)  # or a part would be blamed for it
+            positions = self._select(prefill, batch, plan, generator)
+        with stopwatch("rollout"), blame("model.generator", self.generator):
             rollouts = self.generator.generate(policy, prefill, batch, positions, plan, generator)
+            check_rollouts(rollouts, "model.generator", self.generator, positions)
         with stopwatch("reward"):
             rewards, parts = self.reward.score_parts(rollouts)
-            advantages = self.advantage.estimate(rewards, rollouts.valid)
+            advantages = self._estimate(rewards, rollouts.valid)
         return Experience(batch, rollouts, parts, rewards, advantages, prefill.entropy)
+
+    def _select(
+        self, prefill: Prefill, batch: Batch, plan: RolloutPlan, generator: RowRandom
+    ) -> Positions:
+        entropy, lengths, part = prefill.entropy.clone(), batch.num_tokens.clone(), self.selector
+        with blame("model.selector", part):
+            positions = part.select(entropy, lengths, plan, generator)
+        if not is_own(part):
+            check_positions(
+                positions, "model.selector", part, batch.num_tokens, plan.rollout_length
+            )
+        return positions
+
+    def _estimate(self, rewards: Tensor, valid: Tensor) -> Tensor:
+        part = self.advantage
+        with blame("model.advantage", part):
+            found = part.estimate(copied(rewards), copied(valid))
+        return checked_advantages(found, "model.advantage", part, valid, rewards.shape)
 
     @torch.no_grad()
     def prefill(self, policy: FastWeightLM, batch: Batch) -> Prefill:

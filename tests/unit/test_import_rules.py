@@ -13,7 +13,7 @@ SOURCES = {"refine_pl": ROOT / "src", "refine_kernels": ROOT / "kernels"}
 
 # Rooms: packages, and modules beside them. What each may import of this project, itself included.
 # Imports for the type checker count, and so do those inside functions.
-SHARED = ("errors", "lazy", "randomness", "records", "stopwatch")
+SHARED = ("errors", "faults", "lazy", "randomness", "records", "stopwatch")
 STEPS = ("selectors", "rollouts", "rewards", "advantages", "losses")
 ENGINE = (*SHARED, *STEPS, "backbones", "refine_step", "parts", "task_records", "tokenizers")
 RULES = {
@@ -21,13 +21,15 @@ RULES = {
     "errors": (),
     "checksums": ("errors",),
     "launch": ("errors",),
+    "faults": ("errors", "records"),
+    "numbers": ("errors",),
     "lazy": (),
     "randomness": (),
     "stopwatch": ("refine_kernels",),
     "tokenizers": ("errors", "lazy"),
     "records": ("backbones", "tokenizers"),
     "task_records": ("records",),
-    "backbones": ("refine_kernels", "checksums", "errors", "lazy"),
+    "backbones": ("refine_kernels", "checksums", "errors", "lazy", "numbers"),
     **dict.fromkeys(STEPS, (*SHARED, "backbones")),
     "parts": ("backbones", "errors", "lazy"),
     "refine_step": (*SHARED, *STEPS, "backbones", "parts"),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from refine_pl.errors import CheckpointError
+from refine_pl.numbers import check_finite_weights
 
 CONFIG = "config.json"
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
@@ -228,6 +229,12 @@ def _add(weights: dict[str, Tensor], name: str, tensor: Tensor, where: Path) -> 
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    weights = _tensors(path)
+    check_finite_weights(weights.items(), str(path), "download the file again")
+    return weights
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refine_pl.errors import DataError
+from refine_pl.training.counters import Counters
 from refine_pl.training.metrics import closing_names, format_value, title_of
 from refine_pl.training.module import RefineModule
 from refine_pl.training.record_files import read_record, write_json
@@ -74,10 +75,26 @@ class RunSummary(Callback):
         console = Console(highlight=False)
         if self.validations:
             console.print(summary_table(self.validations))
+        assert isinstance(pl_module, RefineModule)
+        for label, text in went_wrong(pl_module.counters):
+            console.print(f"{label:<12} {text}", soft_wrap=True)
         if self._folder is not None:
             console.print(f"run folder   {self._folder}", soft_wrap=True)
             command = f"tensorboard --logdir {self._folder.parent}"
             console.print(f"look at it   {command}", soft_wrap=True)
+
+
+def went_wrong(counters: Counters) -> list[tuple[str, str]]:
+    """What a run passed over and went on, with a label each; nothing if all went well."""
+    lines = []
+    if counters.skipped_steps:
+        number, steps = counters.skipped_steps, counters.updates
+        text = f"{number:,} of {steps:,} steps: the gradient was NaN or infinite"
+        lines.append(("skipped", text))
+    if counters.reward_faults:
+        faults = (f"{name} {number:,}" for name, number in counters.reward_faults.items())
+        lines.append(("as 0", f"micro-batches in which a reward failed: {', '.join(faults)}"))
+    return lines
 
 
 def recorded(folder: Path, iteration: int) -> list[Validation]:

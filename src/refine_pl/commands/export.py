@@ -17,6 +17,7 @@ from refine_pl.checksums import write_checksums
 from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.errors import CheckpointError
+from refine_pl.numbers import check_finite_weights
 from refine_pl.tokenizers import HubTokenizer
 
 _HELP = """Writes config.json, safetensors and the tokenizer of a checkpoint, as published models
@@ -93,6 +94,7 @@ def read_policy(ckpt_path: str) -> FastWeightLM:
             allowed="a checkpoint written by `refine-pl fit`",
         )
     weights = _weights(checkpoint, Path(ckpt_path))
+    check_finite_weights(weights.items(), ckpt_path, "an earlier checkpoint")
     return load_weights(build(config, ckpt_path), weights, ckpt_path)
 
 

@@ -7,12 +7,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
@@ -31,12 +30,14 @@ from refine_pl.commands.checkpoints import (
 )
 from refine_pl.commands.config_errors import explain, refuse_nulls
 from refine_pl.commands.config_sources import Source, last_value, name_of_run, read_sources
+from refine_pl.commands.finite_settings import refuse_not_finite
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
 from refine_pl.errors import ConfigError, LostProcessError, UserError
 from refine_pl.launch import launched, slurm_job
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.module import RefineModule
+from refine_pl.training.stopping import last_checkpoint
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
 --config takes a file, or the name of a recipe (`refine-pl recipes` lists them).
@@ -175,6 +176,7 @@ class RefineCLI(LightningCLI):
             raise explain(error, subparser, sources) from error
         refuse_nulls(subparser, sources)
         config = self.config[self._name]
+        refuse_not_finite(config, sources)
         for key in self._keys:
             if config[key] is True:  # turned on again
                 config[key] = subparser.get_defaults()[key]
@@ -308,6 +310,8 @@ class RefineCLI(LightningCLI):
             # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self.interruption()) from None
+            if stop.code in (0, None):
+                raise _left_early(stop) from stop
             raise
 
 
@@ -347,11 +351,18 @@ def _under_construction(error: BaseException) -> object | None:
     return made
 
 
+def _left_early(stop: SystemExit) -> UserError:
+    """A part of the user's own that leaves as if the run had come to its end."""
+    last = traceback.extract_tb(stop.__traceback__)[-1]
+    return UserError(
+        "the run was ended by sys.exit() before it came to its end",
+        where=f"{last.filename}, line {last.lineno}",
+        way_out="trainer.should_stop = True ends a run in good order",
+    )
+
+
 def _last_checkpoint(trainer: Trainer) -> str:
-    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    paths = [path for c in callbacks for path in (c.last_model_path, c._last_checkpoint_saved)]
-    written = [path for path in map(Path, filter(None, paths)) if path.exists()]
-    if not written:
+    newest = last_checkpoint(trainer)
+    if newest is None:
         return "no checkpoint was written"
-    newest = max(written, key=lambda path: path.stat().st_mtime)
     return f"the last checkpoint is {newest}; continue with --ckpt_path {newest}"

@@ -5,15 +5,19 @@ Scores are ratios in [0, 1]; tables show them times 100, as the benchmarks do.
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from refine_pl.errors import ConfigError, DataError, nearest
 from refine_pl.evaluation import rules
 from refine_pl.evaluation.rouge_l import rouge_l
 from refine_pl.evaluation.rules import CUTS, Compare, best
+from refine_pl.faults import blame, fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,23 @@ class Rule:
     further: tuple[str, ...] = ()
 
     def __call__(self, response: str, references: Sequence[str]) -> float:
-        """Score of one output, in [0, 1]; a :class:`DataError` where ``references`` are none."""
+        """Score of one output, in [0, 1].
+
+        Raises:
+            DataError: there are no references.
+            PartError: a function of the user's own raised, or returned something else.
+        """
         _check(response, references)
-        value = float(self.compare(CUTS[self.cut](response), references))
+        cut = CUTS[self.cut](response)
+        with blame("data.rules", self.compare, label=f"rule {self.name!r}"):
+            given: Any = self.compare(cut, list(references))
+        try:
+            value = math.nan if isinstance(given, str | bytes) else float(given)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
         if not 0 <= value <= 1:
-            raise ConfigError(
-                f"rule {self.name!r} returned {value}", allowed="a number from 0 to 1"
-            )
+            came, allowed = f"returned {reprlib.repr(given)}", "a number from 0 to 1"
+            raise fault("data.rules", self.compare, came, allowed, f"rule {self.name!r}")
         return value
 
 

@@ -9,10 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from refine_pl.errors import UserError, check_choice
+from refine_pl.errors import check_choice
+from refine_pl.faults import PartError, blame, describe_tensor, fault, is_own, is_plain_float
 
 MAX_LOG_RATIO = 20.0
 """Nats; beyond it the ratio is held constant, so that exp cannot overflow."""
+
+_KEY = "model.policy_loss"
 
 CountBy = Literal["tokens", "sequences"]
 
@@ -71,15 +74,42 @@ class PolicyLoss(ABC):
         """:meth:`loss`, with ``policy_loss`` among its sums; nothing in them has a gradient.
 
         Raises:
-            UserError: a loss of the user's own returned something else than a sum.
+            PartError: a loss of the user's own raised, or returned something else than a sum.
         """
-        made: Any = self.loss(logprobs, old_logprobs.detach(), advantages.detach(), loss_mask)
+        # Copies: what a loss does to them changes nothing else.
+        inputs = logprobs.clone(), old_logprobs.detach().clone(), advantages.detach().clone()
+        with blame(_KEY, self):
+            made: Any = self.loss(*inputs, loss_mask)
         if not isinstance(made, LossSum):
-            raise self._refuse(f"a {type(made).__name__}")
-        if made.total.ndim:
-            raise self._refuse(f"a total of shape {list(made.total.shape)}")
-        sums = {"policy_loss": (made.total, self.count(loss_mask))} | made.sums
-        return LossSum(made.total, {n: (s.detach(), c.detach()) for n, (s, c) in sums.items()})
+            raise self._refuse(describe_tensor(made))
+        total: Any = made.total
+        if not isinstance(total, Tensor):
+            raise self._refuse(f"a total that is {describe_tensor(total)}")
+        if total.ndim or not is_plain_float(total, ()):
+            raise self._refuse(f"a total of shape {list(total.shape)} and {total.dtype}")
+        if not is_own(self):
+            self._check_total(total, logprobs, loss_mask)
+        sums = {"policy_loss": (total, self.count(loss_mask))} | self._sums(made.sums)
+        return LossSum(total, {n: (s.detach(), c.detach()) for n, (s, c) in sums.items()})
+
+    def _sums(self, sums: Any) -> Sums:
+        """The named sums as tensors, also where they are plain numbers."""
+        try:
+            pairs = {n: (torch.as_tensor(s), torch.as_tensor(c)) for n, (s, c) in sums.items()}
+            fits = not any(s.ndim or c.ndim for s, c in pairs.values())
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            pairs, fits = {}, False
+        if not fits:
+            raise self._refuse(f"sums that are not pairs of numbers: {str(sums)[:200]}")
+        return pairs
+
+    def _check_total(self, total: Tensor, logprobs: Tensor, loss_mask: Tensor) -> None:
+        """Refuse a total that is not finite where the model is, or that nothing is learned from."""
+        finite = bool((logprobs.isfinite() | ~loss_mask).all())
+        if finite and not bool(total.isfinite()):
+            raise self._refuse(f"a total that is {float(total)}, for finite log-probabilities")
+        if logprobs.requires_grad and not total.requires_grad and bool(loss_mask.any()):
+            raise self._refuse("a total without a gradient")
 
     def count(self, loss_mask: Tensor) -> Tensor:
         """How many tokens, or rollouts with a token, ``loss_mask [B, S, N, L]`` has: a scalar."""
@@ -91,13 +121,10 @@ class PolicyLoss(ABC):
             losses = losses / loss_mask.sum(-1, keepdim=True).clamp_min(1)
         return losses.sum()
 
-    def _refuse(self, came: str) -> UserError:
-        kind = type(self)
-        return UserError(
-            f"the policy loss returned {came}",
-            where=f"{kind.__module__}.{kind.__qualname__}.loss",
-            allowed="a refine_pl.losses.LossSum whose total is a scalar",
-        )
+    def _refuse(self, came: str) -> PartError:
+        allowed = "a refine_pl.losses.LossSum(total, sums): total a finite scalar tensor with a "
+        allowed += "gradient, sums pairs of numbers by name"
+        return fault(_KEY, self, f"returned {came}", allowed, "the policy loss")
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

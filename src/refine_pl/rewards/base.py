@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from refine_pl.errors import ConfigError
+from refine_pl.errors import ConfigError, check_choice
 from refine_pl.records import Rollouts
+
+OnError = Literal["stop", "zero"]
 
 
 class Reward(nn.Module, ABC):
@@ -19,19 +21,28 @@ class Reward(nn.Module, ABC):
 
     Args:
         weight: what the reward is multiplied by in the sum; 0 turns it off.
+        on_error: what happens when it raises, or returns something else than finite numbers:
+            ``stop`` saves the run and ends it; ``zero`` counts the reward as 0 for that batch.
     """
+
+    on_error: OnError = "stop"
 
     code_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments that name code to be called. A checkpoint's are not used."""
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, on_error: OnError = "stop") -> None:
         super().__init__()
+        check_choice(type(self).__name__, "on_error", on_error, get_args(OnError))
         self.weight = weight
+        self.on_error = on_error
         self._tokenizer: Any = None
 
     @abstractmethod
     def score(self, rollouts: Rollouts) -> Tensor:
-        """One number per rollout: ``[B, S, N]`` float32. No gradient flows through it."""
+        """One number per rollout: ``[B, S, N]`` float32. No gradient flows through it.
+
+        The tensors of ``rollouts`` are copies: what is done to them changes nothing.
+        """
 
     @property
     def source(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refine_pl.errors import ConfigError, UserError, check_choice, did_you_mean
 from refine_pl.records import Rollouts
-from refine_pl.rewards.base import Reward
+from refine_pl.rewards.base import OnError, Reward
 
 Reads = Literal["texts", "records"]
 
@@ -47,6 +47,7 @@ class FromFunction(Reward):
             gives it again.
         reads: what it is called with.
         weight: what the reward is multiplied by in the sum; 0 turns it off.
+        on_error: as in :class:`Reward`.
 
     Raises:
         ConfigError: it cannot be imported, or cannot be called with that.
@@ -54,8 +55,14 @@ class FromFunction(Reward):
 
     code_arguments: ClassVar = ("function",)
 
-    def __init__(self, function: str, reads: Reads = "texts", weight: float = 1.0) -> None:
-        super().__init__(weight)
+    def __init__(
+        self,
+        function: str,
+        reads: Reads = "texts",
+        weight: float = 1.0,
+        on_error: OnError = "stop",
+    ) -> None:
+        super().__init__(weight, on_error)
         if _REFUSED.get():
             raise ConfigError(
                 f"the checkpoint names {function} as a reward function, and would have it called",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from refine_pl.records import Rollouts
-from refine_pl.rewards.base import Reward
+from refine_pl.rewards.base import OnError, Reward
 
 
 class LogLikelihood(Reward):
@@ -16,10 +16,11 @@ class LogLikelihood(Reward):
     Args:
         exp: return exp(R), the geometric mean of the probabilities, in [0, 1].
         weight: what the reward is multiplied by in the sum; 0 turns it off.
+        on_error: as in :class:`Reward`.
     """
 
-    def __init__(self, exp: bool = False, weight: float = 1.0) -> None:
-        super().__init__(weight)
+    def __init__(self, exp: bool = False, weight: float = 1.0, on_error: OnError = "stop") -> None:
+        super().__init__(weight, on_error)
         self.exp = exp
 
     def score(self, rollouts: Rollouts) -> Tensor:

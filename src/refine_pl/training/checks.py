@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from refine_pl.errors import CheckpointError, ConfigError
+from refine_pl.faults import blame, checked_advantages
 from refine_pl.records import RolloutPlan
 from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
@@ -148,6 +151,45 @@ def check_plan(selector: PositionSelector, length: int, plan: RolloutPlan, where
             allowed=margins,
             way_out="fewer segments, longer sequences, or a smaller min_prefix of the selector",
         )
+
+
+def check_teaches(advantage: nn.Module, plan: RolloutPlan, positions: int, where: str) -> None:
+    """Refuse groups that can only have one member, by asking the estimator itself.
+
+    A copy of it gets random rewards. One that judges each rollout alone finds some advantage; one
+    that compares finds none in groups of one, whatever they are called.
+
+    Args:
+        advantage: the estimator.
+        plan: how many rollouts.
+        positions: of a sequence, at most.
+        where: the plan came from.
+
+    Raises:
+        ConfigError: every advantage is 0.
+    """
+    key, shape = "model.advantage", (4, positions, plan.rollouts_per_position)
+    valid = torch.ones(shape[:2], dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    probe = copy.deepcopy(advantage)
+    with torch.no_grad():
+        for _ in range(2):
+            rewards = torch.rand(shape, generator=generator)
+            with blame(key, advantage):
+                found = probe.estimate(rewards, valid)  # type: ignore[operator]
+            if bool(checked_advantages(found, key, advantage, valid, shape).any()):
+                return
+    copies = plan.rollouts_per_position
+    raise ConfigError(
+        f"each rollout would only be compared with itself: rollouts_per_position is {copies} with "
+        f"{positions} position{'s' if positions > 1 else ''} in a sequence, and "
+        f"{type(advantage).__name__} (group_by: {getattr(advantage, 'group_by', None)}) then finds "
+        "no advantage, whatever the rewards",
+        where=where,
+        allowed="groups of two or more rollouts",
+        way_out="rollouts_per_position: 4; or group_by: sequence with num_segments of 2 or more; "
+        "or policy_weight: 0 to train without rollouts",
+    )
 
 
 def check_batch_size(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable
@@ -31,6 +32,18 @@ class SequentialLR(torch_schedulers.SequentialLR):
         super().__init__(optimizer, [make(optimizer) for make in schedulers], milestones)
 
 
+def check_finite(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of an optimizer that are NaN or infinite.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    for name, value in settings.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} is {number}", where=where, allowed="a finite number")
+
+
 class LearningRate:
     """Sets the rate before each iteration. The configuration decides, not a checkpoint.
 
@@ -42,7 +55,7 @@ class LearningRate:
         scheduler: what was made; its place is kept in checkpoints.
 
     Raises:
-        ConfigError: the scheduler waits for a metric.
+        ConfigError: the scheduler waits for a metric, or a setting is NaN or infinite.
     """
 
     def __init__(
@@ -52,6 +65,8 @@ class LearningRate:
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
+        for group in self._own:
+            check_finite("model.optimizer", group)
         scheduler = None if make_scheduler is None else make_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from refine_pl.backbones import FastWeightLM
-from refine_pl.errors import ConfigError
+from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.evaluation.answering import Answering
+from refine_pl.faults import NotFiniteError
+from refine_pl.numbers import check_finite_weights, describe_not_finite, not_finite
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.refine_step import RefineStep
@@ -20,6 +24,7 @@ from refine_pl.training.data_view import DataView
 from refine_pl.training.processes import processes_of
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import gather, scatter
+from refine_pl.training.stopping import Border, saving
 from refine_pl.training.updater import Sizes
 from refine_pl.training.validation import Validation
 
@@ -35,6 +40,7 @@ class MeasuredModule(LightningModule):
     sizes: Sizes
     seed: int
     counters: Counters
+    border: Border
     _validation: Validation | None = None
 
     @property
@@ -55,6 +61,61 @@ class MeasuredModule(LightningModule):
     @property
     def _data(self) -> DataView:
         return DataView(getattr(self.trainer, "datamodule", None))
+
+    # Faults --------------------------------------------------------------------------------------
+
+    def stopping(self) -> AbstractContextManager[None]:
+        """Around what may fail in ``fit``: the state is saved, and the error names where."""
+        return saving(self.trainer, self.border, lambda: self.counters.updates)
+
+    def check_weights(self) -> None:
+        """Refuse to run with weights that are NaN or infinite, whatever they come from.
+
+        Raises:
+            CheckpointError: naming the tensor and the file; another process may hold its part.
+        """
+        loaded = self.trainer.ckpt_path or self.hparams.get("pretrained")
+        where = str(loaded or "model.backbone")
+        failed = None
+        try:
+            check_finite_weights(self.policy.named_parameters(), where, "an earlier checkpoint")
+        except CheckpointError as error:
+            failed = error
+        number = torch.tensor(float(failed is not None), device=self.device)
+        if float(processes_of(self.trainer).total(number)):
+            raise failed or CheckpointError(
+                "the weights of another process are not finite", where=where
+            )
+
+    def on_validation_start(self) -> None:
+        """Check the weights, unless training has done it."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.check_weights()
+
+    def on_test_start(self) -> None:
+        """Check the weights."""
+        self.check_weights()
+
+    def on_predict_start(self) -> None:
+        """Check the weights."""
+        self.check_weights()
+
+    def check_saved_weights(self) -> None:
+        """Refuse to save weights that are NaN or infinite: the checkpoints of before are better.
+
+        Raises:
+            NotFiniteError: naming the last good checkpoint.
+        """
+        found = not_finite(self.policy.named_parameters())
+        if self._trainer is None:
+            number = float(len(found))
+        else:
+            local = torch.tensor(float(len(found)), device=self.device)
+            number = float(processes_of(self.trainer).total(local))
+        if number:
+            what = describe_not_finite(found) if found else "those of another process"
+            with self.stopping():
+                raise NotFiniteError(f"the model's weights are not finite: {what}")
 
     # Log -----------------------------------------------------------------------------------------
 
@@ -84,6 +145,8 @@ class MeasuredModule(LightningModule):
         plan, rows = self.own_settings.plan, self.sizes.microbatch
         with self.part_settings.given(self.part_settings.own()):
             self._validation = Validation(self.policy, self.refine_step, plan, self.seed, rows)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.border.remember(self.trainer, self.counters.updates)
         gather(self.policy)  # processes may have different numbers of batches
 
     def validation_step(
@@ -101,7 +164,8 @@ class MeasuredModule(LightningModule):
         """Log the means over all tokens and all rollouts of all processes."""
         assert self._validation is not None
         scatter(self.policy)
-        means = self._validation.means(self.device, processes_of(self.trainer).total)
+        with self.stopping():
+            means = self._validation.means(self.device, processes_of(self.trainer).total)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_scalars(means)
         else:

@@ -16,12 +16,14 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
 from refine_pl.evaluation.answering import Answering
 from refine_pl.losses import PolicyLoss
+from refine_pl.numbers import check_finite_weights
 from refine_pl.parts import (
     ADAMW,
     CLIPPED,
@@ -51,6 +53,7 @@ from refine_pl.training.checks import (
     check_reward_names,
     check_small_lr,
     check_state,
+    check_teaches,
     check_update,
     check_vocabulary,
     long_text_note,
@@ -65,7 +68,8 @@ from refine_pl.training.reference import fit_reference
 from refine_pl.training.resuming import begin_next_epoch
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, shard
-from refine_pl.training.tally import Tally, logged_means
+from refine_pl.training.stopping import Border
+from refine_pl.training.tally import FAULTS, Tally, logged_means
 from refine_pl.training.trainer_checks import (
     check_checkpoints,
     check_manual_optimization,
@@ -107,6 +111,8 @@ class RefineModule(MeasuredModule):
             do not change in between; ``two_pass``: they never do; ``auto`` joins if the generator
             can. The results are the same.
         gradient_clip: largest gradient norm of an update.
+        max_skipped_steps: a step whose gradient is not finite is skipped; so many in a row end the
+            run.
         seed: names the random streams of positions and rollouts.
     """
 
@@ -134,6 +140,7 @@ class RefineModule(MeasuredModule):
         rollouts_per: Literal["batch", "minibatch"] = "batch",
         update: Literal["auto", "joined", "two_pass"] = "auto",
         gradient_clip: PositiveFloat = 1.0,
+        max_skipped_steps: PositiveInt = 20,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -154,6 +161,7 @@ class RefineModule(MeasuredModule):
             None if steps == "per_batch" else minibatch_size, microbatch_size, rollouts_per, update
         )
         self.gradient_clip = gradient_clip
+        self.max_skipped_steps = max_skipped_steps
         self.seed = seed
         self.own_settings = Settings(
             RolloutPlan(num_segments, rollouts_per_position, rollout_length),
@@ -166,6 +174,7 @@ class RefineModule(MeasuredModule):
         self.counters = Counters()
         self._updater: Updater | None = None
         self._flat_rewards = FlatRewards()
+        self.border = Border()
 
     def _save_plain_hyperparameters(self) -> None:
         """From the command line: the model's part of the config. From Python: the plain values."""
@@ -233,7 +242,7 @@ class RefineModule(MeasuredModule):
             self.reference = copy.deepcopy(policy).requires_grad_(False)
 
     def check_settings(self, settings: Settings, where: str, source: str | None = None) -> None:
-        """Refuse settings that the data's sequences are too short for.
+        """Refuse settings that the data's sequences do not fit; see :meth:`check_rollouts`.
 
         Args:
             settings: of a stage, or the module's own.
@@ -243,13 +252,30 @@ class RefineModule(MeasuredModule):
         Raises:
             ConfigError: naming ``where``.
         """
-        length = self._data.sequence_length(source)
-        selector = self.refine_step.selector
-        if length is None or not isinstance(selector, PositionSelector):
-            return
         if self.phase.draws(settings):
-            with self.part_settings.given(settings.parts):
-                check_plan(selector, length, settings.plan, where)
+            self.check_rollouts(settings, where, self._data.sequence_length(source))
+
+    def check_rollouts(self, settings: Settings, where: str, length: int | None) -> None:
+        """Refuse settings that sequences are too short for, or that nothing can be learned from.
+
+        Args:
+            settings: what is checked.
+            where: they came from.
+            length: of the sequences, tokens; None if they differ.
+
+        Raises:
+            ConfigError: naming ``where``.
+        """
+        step, plan = self.refine_step, settings.plan
+        selector, positions = step.selector, plan.num_segments
+        with self.part_settings.given(settings.parts):
+            if length is not None and isinstance(selector, PositionSelector):
+                check_plan(selector, length, plan, where)
+                positions = selector.count(length, plan)
+            elif not selector.one_per_segment:
+                positions = max(positions, 2)  # as many as a row has room for
+            if settings.weights.policy_weight:
+                check_teaches(step.advantage, plan, positions, where)
 
     def _check_batch_size(self, batch_size: int) -> None:
         """Of a batch over all processes."""
@@ -298,6 +324,8 @@ class RefineModule(MeasuredModule):
         """The configuration decides over the optimizer's settings, not the checkpoint."""
         self._rate.restore(self._optimizer())
         begin_next_epoch(self.trainer)
+        self.check_weights()
+        self.border.remember(self.trainer, self.counters.updates)
         stepper = self.optimizers()
         assert not isinstance(stepper, list)
         self._updater = self.make_updater(
@@ -327,6 +355,7 @@ class RefineModule(MeasuredModule):
             self.sizes,
             seed=self.seed,
             gradient_clip=self.gradient_clip,
+            max_skipped_steps=self.max_skipped_steps,
             reference=reference or self.reference,
             backward=self.manual_backward,
             # The trainer's autocast: hooks of callbacks run outside of it.
@@ -347,11 +376,15 @@ class RefineModule(MeasuredModule):
         assert self._updater is not None
         self._check_batch_size(len(batch) * self.trainer.world_size)
         self._rate.apply(self._optimizer(), self.settings.lr)
-        with self.part_settings.given(self.settings.parts):
+        with self.stopping(), self.part_settings.given(self.settings.parts):
             self.phase.iterate(self._updater, batch, self.settings)
         self.counters.iteration += 1
         self._report(self._updater)
         self._rate.advance()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Remember that nothing is half done."""
+        self.border.remember(self.trainer, self.counters.updates)
 
     def _show_experience(self, experience: Experience) -> None:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -361,8 +394,11 @@ class RefineModule(MeasuredModule):
     def _report(self, updater: Updater) -> None:
         """Log what the iteration summed up."""
         means = updater.tally.means(self.device, updater.processes.total)
+        faults = {n: means.pop(n) for n in list(means) if n.startswith(FAULTS)}
+        self.counters.count_reward_faults({n.removeprefix(FAULTS): v for n, v in faults.items()})
         logged = logged_means(means, self.settings.weights)
         logged |= self.counters.scalars()
+        logged |= {name: value for name, value in faults.items() if value}
         logged["optim/lr"] = self._optimizer().param_groups[0]["lr"]
         logged |= {f"setting/{path}": value for path, value in self.settings.parts.items()}
         logged |= {f"time/{part}_s": s for part, s in updater.stopwatch.seconds.items()}
@@ -374,7 +410,12 @@ class RefineModule(MeasuredModule):
     # Checkpoints ---------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counters, and what the model was made from."""
+        """Add the counters, and what the model was made from.
+
+        Raises:
+            NotFiniteError: the weights are not finite; no good checkpoint is written over.
+        """
+        self.check_saved_weights()
         state: dict[str, Any] = {**self.counters.state_dict(), "backbone": self.policy.config()}
         spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
         if spec is not None:
@@ -397,4 +438,11 @@ class RefineModule(MeasuredModule):
             CheckpointError: naming the first keys that do not fit.
         """
         check_state(self.state_dict(), state_dict, class_name(self.policy), strict)
+        learned = {f"policy.{name}" for name, _ in self.policy.named_parameters()}
+        trainer = self._trainer
+        check_finite_weights(
+            ((n, v) for n, v in state_dict.items() if n in learned and isinstance(v, Tensor)),
+            str(getattr(trainer, "ckpt_path", None) or "the checkpoint"),
+            "an earlier checkpoint",
+        )
         return super().load_state_dict(state_dict, strict, assign)

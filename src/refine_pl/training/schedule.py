@@ -84,10 +84,18 @@ class Stage:
             {**own.parts, **{n: value for n, value in now.items() if n not in OWN_FIELDS}},
         )
 
-    def ends(self, own: Settings) -> Iterator[Settings]:
-        """The settings of the first and of the last iteration."""
+    def plans(self, own: Settings) -> Iterator[Settings]:
+        """The settings of the first and of the last iteration, and of those with another plan."""
         yield self.settings_at(own, 0)
         yield self.settings_at(own, self.iterations - 1)
+        ramps = (self.ramp or {}).keys()
+        seen = set()
+        for iteration in range(self.iterations) if ramps & set(PLAN_FIELDS) else ():
+            settings = self.settings_at(own, iteration)
+            key = settings.plan, settings.weights.needs_rollouts
+            if key not in seen:
+                seen.add(key)
+                yield settings
 
     def describe_ramps(self) -> str:
         """What changes inside the stage, for people; empty if nothing does."""
@@ -187,7 +195,7 @@ class Schedule(Callback):
         for name, part in self.stages.items():
             where = f"schedule.stages.{name}"
             part.check(where, pl_module)
-            for settings in part.ends(pl_module.own_settings):
+            for settings in part.plans(pl_module.own_settings):
                 pl_module.check_settings(settings, where, part.source)
                 if settings.weights.kl_weight:
                     pl_module.keep_reference = True

@@ -11,6 +11,8 @@ from refine_pl.advantages import GroupBy, group_statistics
 from refine_pl.records import Experience
 from refine_pl.refine_step import LossWeights
 
+FAULTS = "reward_faults/"
+
 
 class Tally:
     """Sums and counts by name. A mean is taken once, over all micro-batches and processes.
@@ -21,6 +23,7 @@ class Tally:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._entries: dict[str, tuple[Tensor, Tensor]] = {}
+        self._totals: set[str] = set()
         for name in names:
             self.add(name, 0.0, 0)
 
@@ -31,6 +34,11 @@ class Tally:
         if old is not None:
             new = old[0].to(new[0].device) + new[0], old[1].to(new[1].device) + new[1]
         self._entries[name] = new
+
+    def add_total(self, name: str, total: float) -> None:
+        """Add to a sum that :meth:`means` gives as it is, over all processes."""
+        self.add(name, total, 1)
+        self._totals.add(name)
 
     def add_values(self, name: str, values: Tensor) -> None:
         """Add every element of ``values``."""
@@ -52,7 +60,8 @@ class Tally:
             return {}
         pairs = [torch.stack([e.to(device) for e in entry]) for entry in self._entries.values()]
         sums = reduce(torch.stack(pairs)).tolist()
-        means = {n: s / c for n, (s, c) in zip(self._entries, sums, strict=True) if c > 0}
+        pairs_by_name = zip(self._entries, sums, strict=True)
+        means = {n: s if n in self._totals else s / c for n, (s, c) in pairs_by_name if c > 0}
         for name in [n for n in means if n.endswith("/mean_square")]:
             stem = name.removesuffix("/mean_square")
             variance = means.pop(name) - means[f"{stem}/mean"] ** 2
@@ -73,8 +82,12 @@ def logged_means(means: Mapping[str, float], weights: LossWeights) -> dict[str, 
     return logged
 
 
-def tally_experience(tally: Tally, experience: Experience, group_by: GroupBy) -> None:
+def tally_experience(
+    tally: Tally, experience: Experience, group_by: GroupBy, faults: Mapping[str, int]
+) -> None:
     """Add what the log says about one micro-batch of rollouts.
+
+    ``faults`` are those of rewards, by name, that were counted as 0.
 
     A number of your own is a line here, over the entries that are ``valid [B, S]``, and one in
     ``metric_table.py``.
@@ -82,6 +95,7 @@ def tally_experience(tally: Tally, experience: Experience, group_by: GroupBy) ->
     valid = experience.rollouts.valid
     for name, part in experience.reward_parts.items():
         tally.add_spread(f"reward/{name}", part[valid])
+        tally.add_total(f"{FAULTS}{name}", faults.get(name, 0))
     tally.add_spread("reward/total", experience.rewards[valid])
     groups = group_statistics(experience.rewards, valid, group_by)
     tally.add_values("reward/total/group_std", groups.std)

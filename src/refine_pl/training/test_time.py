@@ -98,6 +98,10 @@ class TestTimeTraining(Phase):
         """
         if stage not in ("test", "predict"):
             return
+        assert isinstance(pl_module, RefineModule)
+        if self._settings(pl_module).weights.needs_rollouts:
+            where = "model.rollouts_per_position"
+            pl_module.check_rollouts(self._settings(pl_module), where, None)
         loop = trainer.test_loop if stage == "test" else trainer.predict_loop
         if loop.inference_mode:
             raise ConfigError(

@@ -21,10 +21,19 @@ from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import ConfigError
+from refine_pl.faults import (
+    NotFiniteError,
+    PartError,
+    StopError,
+    blame,
+    describe_tensor,
+    fault,
+)
 from refine_pl.losses.base import LossSum
+from refine_pl.numbers import describe_not_finite, not_finite
 from refine_pl.objectives.base import AnswerObjective
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, Reading
+from refine_pl.records import Batch, Experience, Positions, Reading, Rollouts
 from refine_pl.refine_step import Counts, RefineStep
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
@@ -34,6 +43,8 @@ from refine_pl.training.sharding import whole
 from refine_pl.training.tally import Tally, tally_experience
 
 T = TypeVar("T")
+
+OBJECTIVE = "phase.init_args.objective"
 
 
 class Rows(Protocol):
@@ -99,6 +110,7 @@ class Updater:
         autocast: the context of every forward pass.
         processes: that share the batches.
         observe: is shown every experience before the update.
+        max_skipped_steps: steps in a row that may be skipped because the gradient is not finite.
 
     Attributes:
         counters: what has been done; whoever calls counts the iterations.
@@ -120,6 +132,7 @@ class Updater:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         processes: Processes | None = None,
         observe: Callable[[Experience], None] | None = None,
+        max_skipped_steps: int = 20,
     ) -> None:
         self.policy = policy
         self.step = step
@@ -132,6 +145,7 @@ class Updater:
         self.autocast = autocast
         self.processes = processes or Processes()
         self.observe = observe
+        self.max_skipped_steps = max_skipped_steps
         self.counters = Counters()
         self.tally = Tally()
         self.stopwatch = Stopwatch(self.device)
@@ -182,12 +196,18 @@ class Updater:
         with whole(self.policy):
             for rows in cut(batch, self.sizes.microbatch):
                 random = self._random(rows.prompts, "answer")
-                with self.stopwatch("answer"), self.autocast():
+                with self.stopwatch("answer"), self.autocast(), blame(OBJECTIVE, objective):
                     prepared.append(objective.prepare(self.policy, rows, tokenizer, random))
-        (count,) = self._total([(objective.count(rows),) for rows in prepared])
+        with blame(OBJECTIVE, objective):
+            counts = [torch.as_tensor(objective.count(rows)) for rows in prepared]
+        (count,) = self._total([(number,) for number in counts])
 
         def loss_of(rows: Any) -> LossSum:
-            loss = objective.loss(self.policy, rows)
+            with blame(OBJECTIVE, objective):
+                loss: Any = objective.loss(self.policy, rows)
+            if not isinstance(loss, LossSum):
+                came = f"returned {describe_tensor(loss)} as a loss"
+                raise fault(OBJECTIVE, objective, came, "a refine_pl.losses.LossSum")
             return LossSum(loss.total / count, loss.sums)
 
         self._accumulate(prepared, loss_of)
@@ -196,14 +216,24 @@ class Updater:
     def draw(
         self, minibatch: Batch, settings: Settings, purpose: str = "train"
     ) -> list[Experience | Batch]:
-        """Rollouts for each micro-batch, or the bare micro-batches if no term needs them."""
+        """Rollouts for each micro-batch, or the bare micro-batches if no term needs them.
+
+        Raises:
+            PartError: a part failed, on this process or on another one: all of them raise.
+        """
         micro_batches = list(cut(minibatch, self.sizes.microbatch))
         if not settings.weights.needs_rollouts:
             return list(micro_batches)
         drawn: list[Experience | Batch] = []
+        failed: PartError | None = None
         with whole(self.policy):
             for rows in micro_batches:
-                drawn.append(_without_hidden(self._draw(rows, settings, purpose)))
+                try:
+                    drawn.append(_without_hidden(self._draw(rows, settings, purpose)))
+                except PartError as error:
+                    failed = error
+                    break
+        self._agree(failed)
         return drawn
 
     def _draw(
@@ -211,19 +241,41 @@ class Updater:
     ) -> Experience:
         """The rollouts of a micro-batch, from a pass that was made already if there is one."""
         prefill = None if reading is None else reading.prefill()
-        with self.autocast():
-            experience = self.step.draw(
-                self.policy,
-                rows,
-                settings.plan,
-                self._random(rows, purpose),
-                self.stopwatch,
-                prefill,
-            )
-        tally_experience(self.tally, experience, self.step.advantage.group_by)
-        if self.observe is not None:
+        random = self._random(rows, purpose)
+        try:
+            with self.autocast():
+                experience = self.step.draw(
+                    self.policy, rows, settings.plan, random, self.stopwatch, prefill
+                )
+        except NotFiniteError:
+            # The update's gradient is then not finite either, on all processes.
+            experience = self._without_rollouts(rows)
+        step = self.step
+        tally_experience(self.tally, experience, step.advantage.group_by, step.reward.faults)
+        if self.observe is not None and bool(experience.rollouts.valid.any()):
             self.observe(experience)
         return experience
+
+    def _agree(self, failed: StopError | None) -> None:
+        """Raise on all processes if a part failed on one: none waits for another in vain."""
+        number = int(failed is not None)
+        if self.processes.count > 1:
+            number = int(self.processes.total(torch.tensor(float(number), device=self.device)))
+        if number:
+            error = failed or PartError("a part failed on another process, which says what it was")
+            error.everywhere = True
+            raise error
+
+    def _without_rollouts(self, batch: Batch) -> Experience:
+        """An experience without a valid position, for sequences that the model cannot read."""
+        rows, device = len(batch), batch.tokens.device
+        zero, one = torch.zeros(rows, 1, 1, device=device), batch.tokens.new_zeros(rows, 1, 1, 1)
+        none = zero.new_zeros(rows, 1, 1, 1)
+        positions = Positions(one[:, :, 0, 0], torch.zeros_like(one[:, :, 0, 0], dtype=torch.bool))
+        rollouts = Rollouts(positions, one, one[:, :, 0], none, none[..., None], none, none)
+        parts = dict.fromkeys(self.step.reward.parts(), zero)
+        entropy = torch.zeros(batch.tokens.shape, device=device)
+        return Experience(batch, rollouts, parts, zero, zero, entropy)
 
     def update(self, micro_batches: Sequence[Experience | Batch], settings: Settings) -> None:
         """One optimizer step on what :meth:`draw` returned."""
@@ -265,8 +317,14 @@ class Updater:
         def loss_of(rows: Batch) -> LossSum:
             with self.stopwatch("update"):
                 reading = self.step.open(self.policy, rows)
+            failed, experience = None, None
             with whole(self.policy, between=True):
-                experience = self._draw(rows, settings, purpose, reading)
+                try:
+                    experience = self._draw(rows, settings, purpose, reading)
+                except PartError as error:
+                    failed = error
+            self._agree(failed)
+            assert experience is not None
             found.append(self.step.counts(experience))
             experience = _without_hidden(experience)
             with self.stopwatch("update"):
@@ -276,7 +334,8 @@ class Updater:
                 )
 
         loss = self._accumulate(micro_batches, loss_of, watch=False)
-        if [*map(_numbers, found)] != [*map(_numbers, announced)]:
+        # Of a model that is not finite nothing was drawn; its step is skipped.
+        if bool(loss.isfinite()) and [*map(_numbers, found)] != [*map(_numbers, announced)]:
             raise self._announced_others()
         return loss
 
@@ -312,6 +371,8 @@ class Updater:
         with self.stopwatch("update"):
             self._clip_and_step(self.optimizer)
         self.counters.updates += 1
+        if self.counters.skipped_in_a_row:
+            self._check_skipped()
 
     def _clip_and_step(self, optimizer: Stepper) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -319,13 +380,34 @@ class Updater:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if bool(norm.isfinite()):
             self.tally.add("optim/grad_norm", norm, 1)
+            self.counters.skipped_in_a_row = 0
         else:
             self.counters.skipped_steps += 1
+            self.counters.skipped_in_a_row += 1
             # Without gradients the step changes nothing. It is taken so that a trainer's count of
             # steps stays a multiple of the updates per batch, which checkpoints rely on.
             optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
+
+    def _check_skipped(self) -> None:
+        """After a skipped step: go on only if a later one may succeed."""
+        counters = self.counters
+        lost = not_finite(self.policy.named_parameters())
+        number = torch.tensor(float(len(lost)), device=self.device)
+        if int(self.processes.total(number)):  # of a sharded model each process sees a part
+            what = describe_not_finite(lost) if lost else "those of another process are not"
+            raise _everywhere(NotFiniteError(f"the model's weights are not finite: {what}"))
+        if counters.skipped_in_a_row >= self.max_skipped_steps:
+            raise _everywhere(
+                NotFiniteError(
+                    f"{counters.skipped_in_a_row} steps in a row were skipped, because the "
+                    f"gradient was NaN or infinite; {counters.skipped_steps:,} of "
+                    f"{counters.updates:,} steps in all",
+                    where="model.max_skipped_steps",
+                    allowed=f"fewer than {self.max_skipped_steps} in a row",
+                )
+            )
 
     def _random(self, batch: Batch, purpose: str) -> RowRandom:
         return RowRandom(self.seed, self.counters.iteration, batch.rows, purpose)
@@ -348,6 +430,11 @@ def cut(batch: AnyRows, size: int) -> Iterator[AnyRows]:
     """Pieces of ``size`` rows; the last one may be smaller."""
     for start in range(0, len(batch), size):
         yield batch.narrow(start, min(start + size, len(batch)))
+
+
+def _everywhere(error: StopError) -> StopError:
+    error.everywhere = True
+    return error
 
 
 def _without_hidden(experience: Experience) -> Experience:

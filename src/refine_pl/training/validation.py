@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM
+from refine_pl.faults import NotFiniteError, PartError
 from refine_pl.losses import ntp_targets
 from refine_pl.objectives.supervised import answer_statistics
 from refine_pl.randomness import RowRandom
@@ -49,12 +50,13 @@ class Validation:
         self.policy, self.step, self.plan = policy, step, plan
         self.seed, self.microbatch_size = seed, microbatch_size
         self.tally, self.score = Tally(VALIDATION_SUMS), AnswerScore()
+        self._failed: PartError | None = None
         for name in step.reward.parts():
             self.tally.add(f"val/reward_{name}", 0.0, 0)
 
     def add_sequences(self, batch: Batch) -> None:
         """Next-token loss and accuracy, and the rewards of rollouts."""
-        for rows in cut(batch, self.microbatch_size):
+        for rows in cut(batch, self.microbatch_size) if self._failed is None else ():
             self._add_sequences(rows)
 
     def add_rows(self, batch: TaskBatch, answers: Iterable[Answer]) -> None:
@@ -71,7 +73,15 @@ class Validation:
         Args:
             device: where sums are brought together.
             reduce: adds a tensor up over all processes.
+
+        Raises:
+            PartError: a part failed, on this process or on another one: all of them raise.
         """
+        failed = torch.tensor(float(self._failed is not None), device=device)
+        if float(reduce(failed)):
+            error = self._failed or PartError("a part failed on another process")
+            error.everywhere = True
+            raise error
         means = self.tally.means(device, reduce)
         self.score.update(())  # a process without rows counts too
         score = self.score.to(device).compute()
@@ -87,9 +97,16 @@ class Validation:
         tally.add_values("val/accuracy", stats.correct[real])
         tally.add_values("val/sampled_accuracy", stats.logprob[real].exp())
         random = RowRandom(self.seed, 0, batch.rows, "validation")
-        experience = self.step.draw(
-            self.policy, batch, self.plan, random, Stopwatch(enabled=False), prefill
-        )
+        try:
+            experience = self.step.draw(
+                self.policy, batch, self.plan, random, Stopwatch(enabled=False), prefill
+            )
+        except NotFiniteError:  # the loss says it
+            return
+        except PartError as error:
+            # All processes come to the end of a validation; there they agree to stop.
+            self._failed = error
+            return
         rollouts = experience.rollouts
         equal = rollouts.tokens == rollouts.targets[:, :, None]
         tally.add_values("val/exact_match", equal[rollouts.valid])
