@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -90,6 +91,9 @@ def blame(key: str, part: object, always: bool = False, label: str | None = None
     except (Exception, SystemExit) as error:
         if is_own(part) and not always:
             raise
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if isinstance(error, ConfigError) and Path(last).is_relative_to(Path(__file__).parent):
+            raise  # the run is set up wrongly, not the part
         if is_own(part) and isinstance(error, UserError):
             raise PartError(
                 f"{label or key}: {error.what}",
@@ -135,11 +139,10 @@ def copied(record: T) -> T:
 def describe_tensor(value: object) -> str:
     """What a part returned, in a few words: ``a tensor of shape [2, 3]``."""
     if not isinstance(value, Tensor):
-        return "None" if value is None else f"a {type(value).__name__}"
+        return f"a {type(value).__name__}"
     kind = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
     device = " on the meta device" if value.is_meta else ""
-    dtype = str(value.dtype).removeprefix("torch.")
-    return f"a {kind}tensor of {dtype} and shape {list(value.shape)}{device}"
+    return f"a {kind}tensor of {value.dtype} and shape {list(value.shape)}{device}"
 
 
 def is_plain_float(value: object, shape: Iterable[int]) -> bool:

@@ -250,6 +250,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
         "rollouts_per": "batch",
         "update": "auto",
         "gradient_clip": 1.0,
+        "max_skipped_steps": 20,
         "seed": 0,
     }
     loaded = RefineModule.load_from_checkpoint(path, backbone=backbone(seed=1))

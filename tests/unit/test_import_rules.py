@@ -13,7 +13,7 @@ SOURCES = {"refine_pl": ROOT / "src", "refine_kernels": ROOT / "kernels"}
 
 # Rooms: packages, and modules beside them. What each may import of this project, itself included.
 # Imports for the type checker count, and so do those inside functions.
-SHARED = ("errors", "faults", "lazy", "randomness", "records", "stopwatch")
+SHARED = ("errors", "faults", "lazy", "numbers", "randomness", "records", "stopwatch")
 STEPS = ("selectors", "rollouts", "rewards", "advantages", "losses")
 ENGINE = (*SHARED, *STEPS, "backbones", "refine_step", "parts", "task_records", "tokenizers")
 RULES = {

@@ -17,7 +17,6 @@ from refine_pl.errors import ConfigError, DataError, nearest
 from refine_pl.evaluation import rules
 from refine_pl.evaluation.rouge_l import rouge_l
 from refine_pl.evaluation.rules import CUTS, Compare, best
-from refine_pl.faults import blame, fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +44,26 @@ class Rule:
         """
         _check(response, references)
         cut = CUTS[self.cut](response)
-        with blame("data.rules", self.compare, label=f"rule {self.name!r}"):
+        label = f"rule {self.name!r}"
+        try:
             given: Any = self.compare(cut, list(references))
+        except (Exception, SystemExit) as error:
+            from refine_pl.faults import blame  # brings torch, which scoring does without
+
+            with blame("data.rules", self.compare, label=label):
+                raise error
         try:
             value = math.nan if isinstance(given, str | bytes) else float(given)
         except (TypeError, ValueError, RuntimeError):
             value = math.nan
+        allowed = "a number from 0 to 1"
+        if math.isnan(value):
+            from refine_pl.faults import fault
+
+            came = f"returned {reprlib.repr(given)}"
+            raise fault("data.rules", self.compare, came, allowed, label)
         if not 0 <= value <= 1:
-            came, allowed = f"returned {reprlib.repr(given)}", "a number from 0 to 1"
-            raise fault("data.rules", self.compare, came, allowed, f"rule {self.name!r}")
+            raise ConfigError(f"{label} returned {value}", allowed=allowed)
         return value
 
 

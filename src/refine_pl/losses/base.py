@@ -81,7 +81,7 @@ class PolicyLoss(ABC):
         with blame(_KEY, self):
             made: Any = self.loss(*inputs, loss_mask)
         if not isinstance(made, LossSum):
-            raise self._refuse(describe_tensor(made))
+            raise self._refuse(f"a {type(made).__name__}")
         total: Any = made.total
         if not isinstance(total, Tensor):
             raise self._refuse(f"a total that is {describe_tensor(total)}")
@@ -120,6 +120,11 @@ class PolicyLoss(ABC):
         if self.counts == "sequences":
             losses = losses / loss_mask.sum(-1, keepdim=True).clamp_min(1)
         return losses.sum()
+
+    @property
+    def source(self) -> str:
+        """Where its code is, for messages."""
+        return f"{type(self).__module__}.{type(self).__qualname__}.loss"
 
     def _refuse(self, came: str) -> PartError:
         allowed = "a refine_pl.losses.LossSum(total, sums): total a finite scalar tensor with a "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from refine_pl.backbones import FastWeightLM
 from refine_pl.errors import CheckpointError, ConfigError
@@ -17,13 +19,16 @@ from refine_pl.numbers import check_finite_weights, describe_not_finite, not_fin
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.refine_step import RefineStep
+from refine_pl.selectors import PositionSelector
 from refine_pl.task_records import Answer, TaskBatch
 from refine_pl.tokenizers import Tokenizer
+from refine_pl.training.checks import check_plan, check_state, check_teaches
 from refine_pl.training.counters import Counters
 from refine_pl.training.data_view import DataView
+from refine_pl.training.phases import Phase
 from refine_pl.training.processes import processes_of
 from refine_pl.training.settings import PartSettings, Settings
-from refine_pl.training.sharding import gather, scatter
+from refine_pl.training.sharding import class_name, gather, scatter
 from refine_pl.training.stopping import Border, saving
 from refine_pl.training.updater import Sizes
 from refine_pl.training.validation import Validation
@@ -41,6 +46,7 @@ class MeasuredModule(LightningModule):
     seed: int
     counters: Counters
     border: Border
+    phase: Phase
     _validation: Validation | None = None
 
     @property
@@ -116,6 +122,60 @@ class MeasuredModule(LightningModule):
             what = describe_not_finite(found) if found else "those of another process"
             with self.stopping():
                 raise NotFiniteError(f"the model's weights are not finite: {what}")
+
+    def check_settings(self, settings: Settings, where: str, source: str | None = None) -> None:
+        """Refuse settings that the data's sequences do not fit; see :meth:`check_rollouts`.
+
+        Args:
+            settings: of a stage, or the module's own.
+            where: they came from.
+            source: of the data module's, where it has several.
+
+        Raises:
+            ConfigError: naming ``where``.
+        """
+        if self.phase.draws(settings):
+            self.check_rollouts(settings, where, self._data.sequence_length(source))
+
+    def check_rollouts(self, settings: Settings, where: str, length: int | None) -> None:
+        """Refuse settings that sequences are too short for, or that nothing can be learned from.
+
+        Args:
+            settings: what is checked.
+            where: they came from.
+            length: of the sequences, tokens; None if they differ.
+
+        Raises:
+            ConfigError: naming ``where``.
+        """
+        step, plan = self.refine_step, settings.plan
+        selector, positions = step.selector, plan.num_segments
+        with self.part_settings.given(settings.parts):
+            if length is not None and isinstance(selector, PositionSelector):
+                check_plan(selector, length, plan, where)
+                positions = selector.count(length, plan)
+            elif not selector.one_per_segment:
+                positions = max(positions, 2)  # as many as a row has room for
+            if settings.weights.policy_weight:
+                check_teaches(step.advantage, plan, positions, where)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in torch, but a checkpoint of another architecture is an error that says so.
+
+        Raises:
+            CheckpointError: naming the first keys that do not fit.
+        """
+        check_state(self.state_dict(), state_dict, class_name(self.policy), strict)
+        learned = {f"policy.{name}" for name, _ in self.policy.named_parameters()}
+        trainer = self._trainer
+        check_finite_weights(
+            ((n, v) for n, v in state_dict.items() if n in learned and isinstance(v, Tensor)),
+            str(getattr(trainer, "ckpt_path", None) or "the checkpoint"),
+            "an earlier checkpoint",
+        )
+        return super().load_state_dict(state_dict, strict, assign)
 
     # Log -----------------------------------------------------------------------------------------
 

@@ -123,6 +123,15 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             curve=False,
         ),
         Metric(
+            "reward_faults/<name>",
+            "faults of one reward",
+            "micro-batches of the iteration in which it failed and counted as 0 (`on_error: zero`)",
+            form="{:,.0f}",
+            healthy="absent",
+            otherwise="mend the reward",
+            curve=False,
+        ),
+        Metric(
             "advantage/magnitude",
             "mean size of an advantage",
             "mean of \\|A\\| over rollouts",

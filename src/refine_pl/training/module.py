@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
 from refine_pl.evaluation.answering import Answering
 from refine_pl.losses import PolicyLoss
-from refine_pl.numbers import check_finite_weights
 from refine_pl.parts import (
     ADAMW,
     CLIPPED,
@@ -48,12 +46,9 @@ from refine_pl.task_records import TaskBatch
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.checks import (
     check_batch_size,
-    check_plan,
     check_precision,
     check_reward_names,
     check_small_lr,
-    check_state,
-    check_teaches,
     check_update,
     check_vocabulary,
     long_text_note,
@@ -241,42 +236,6 @@ class RefineModule(MeasuredModule):
         if self.keep_reference and self.reference is None:
             self.reference = copy.deepcopy(policy).requires_grad_(False)
 
-    def check_settings(self, settings: Settings, where: str, source: str | None = None) -> None:
-        """Refuse settings that the data's sequences do not fit; see :meth:`check_rollouts`.
-
-        Args:
-            settings: of a stage, or the module's own.
-            where: they came from.
-            source: of the data module's, where it has several.
-
-        Raises:
-            ConfigError: naming ``where``.
-        """
-        if self.phase.draws(settings):
-            self.check_rollouts(settings, where, self._data.sequence_length(source))
-
-    def check_rollouts(self, settings: Settings, where: str, length: int | None) -> None:
-        """Refuse settings that sequences are too short for, or that nothing can be learned from.
-
-        Args:
-            settings: what is checked.
-            where: they came from.
-            length: of the sequences, tokens; None if they differ.
-
-        Raises:
-            ConfigError: naming ``where``.
-        """
-        step, plan = self.refine_step, settings.plan
-        selector, positions = step.selector, plan.num_segments
-        with self.part_settings.given(settings.parts):
-            if length is not None and isinstance(selector, PositionSelector):
-                check_plan(selector, length, plan, where)
-                positions = selector.count(length, plan)
-            elif not selector.one_per_segment:
-                positions = max(positions, 2)  # as many as a row has room for
-            if settings.weights.policy_weight:
-                check_teaches(step.advantage, plan, positions, where)
-
     def _check_batch_size(self, batch_size: int) -> None:
         """Of a batch over all processes."""
         processes = self.trainer.world_size
@@ -428,21 +387,3 @@ class RefineModule(MeasuredModule):
         state = checkpoint.get("state_dict")
         if state is not None:  # a sharded run has loaded its weights already
             checkpoint["state_dict"] = fit_reference(state, self.reference is not None)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As in torch, but a checkpoint of another architecture is an error that says so.
-
-        Raises:
-            CheckpointError: naming the first keys that do not fit.
-        """
-        check_state(self.state_dict(), state_dict, class_name(self.policy), strict)
-        learned = {f"policy.{name}" for name, _ in self.policy.named_parameters()}
-        trainer = self._trainer
-        check_finite_weights(
-            ((n, v) for n, v in state_dict.items() if n in learned and isinstance(v, Tensor)),
-            str(getattr(trainer, "ckpt_path", None) or "the checkpoint"),
-            "an earlier checkpoint",
-        )
-        return super().load_state_dict(state_dict, strict, assign)
