@@ -125,11 +125,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "reward_faults/<name>",
             "faults of one reward",
-            "micro-batches of the iteration in which it failed and counted as 0 (`on_error: zero`)",
-            form="{:,.0f}",
-            healthy="absent",
-            otherwise="mend the reward",
-            curve=False,
+            "micro-batches in which it failed and counted as 0",
         ),
         Metric(
             "advantage/magnitude",
