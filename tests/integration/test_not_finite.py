@@ -49,9 +49,7 @@ class SpoilsWeights(ModelCheckpoint):
 
 def test_weights_that_become_nan_end_the_run_and_are_not_saved(tmp_path):
     saves = SpoilsWeights(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
-    with pytest.raises(
-        NotFiniteError, match=r"(?s)not finite.*last good.*step=4\.ckpt"
-    ):
+    with pytest.raises(NotFiniteError, match=r"(?s)not finite.*last good.*step=4\.ckpt"):
         fit(module(), saves, iterations=5, enable_checkpointing=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=2.ckpt", "step=4.ckpt"]
 
