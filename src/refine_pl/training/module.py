@@ -357,7 +357,7 @@ class RefineModule(MeasuredModule):
         self.counters.count_reward_faults({n.removeprefix(FAULTS): v for n, v in faults.items()})
         logged = logged_means(means, self.settings.weights)
         logged |= self.counters.scalars()
-        logged |= {name: value for name, value in faults.items() if value}
+        logged |= faults
         logged["optim/lr"] = self._optimizer().param_groups[0]["lr"]
         logged |= {f"setting/{path}": value for path, value in self.settings.parts.items()}
         logged |= {f"time/{part}_s": s for part, s in updater.stopwatch.seconds.items()}
