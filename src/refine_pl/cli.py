@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from refine_pl.errors import ConfigError, LostProcessError, UserError, did_you_mean
 from refine_pl.launch import is_first_to_say
+from refine_pl.machine_errors import machine_error
 from refine_pl.recipes import with_paths
 
 _TRAINER = "refine_pl.commands.lightning_cli"  # any method of Lightning's trainer
@@ -32,6 +33,11 @@ COMMANDS = {
     "recipes": ("refine_pl.commands.recipes", False, "list the recipes, or print one"),
     "doctor": ("refine_pl.commands.doctor", False, "versions, devices, and which kernels run"),
 }
+
+_A_FAULT = (
+    "This is a fault of the program, or of a class of your own that is named above. Please report "
+    "it with this text, the command and the configuration (--print_config shows it)."
+)
 
 USER_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -57,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         user_error = _user_error(error)
         if user_error is None:
+            error.add_note(_A_FAULT)
             raise
         if is_first_to_say(of_another=isinstance(user_error, LostProcessError)):
             sys.stderr.write(_wrapped(f"error: {_text(user_error)}"))
@@ -103,11 +110,14 @@ options:
 
 
 def _user_error(error: BaseException) -> UserError | None:
-    """The :class:`UserError` that ``error`` is or was raised from, if there is one."""
+    """The :class:`UserError` that ``error`` is or was raised from, if there is one.
+
+    What the machine refuses (files, disk, memory) is one, whoever raised it.
+    """
     current: BaseException | None = error
     while current is not None and not isinstance(current, UserError):
         current = current.__cause__
-    return current
+    return machine_error(error) if current is None else current
 
 
 def _text(error: UserError) -> str:

@@ -7,6 +7,7 @@ traceback. Everything else that escapes is a fault of the program and keeps its 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 
 
@@ -61,6 +62,41 @@ class CheckpointError(UserError):
 
 class LostProcessError(UserError):
     """Another process of the run has ended or cannot be reached, and this one cannot go on."""
+
+
+def deepest_reason(error: BaseException, length: int = 400) -> str:
+    """What a library's error goes back to, in one line: libraries wrap what a reader of files said.
+
+    Args:
+        error: as it was caught.
+        length: the most characters.
+    """
+    said: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        said.append(" ".join(str(current).split()) or type(current).__name__)
+        current = current.__cause__
+    outer, inner = said[0].rstrip(".:"), said[-1]
+    # The outermost often names the file, the innermost says what is wrong with it.
+    text = inner if outer in inner else f"{outer}: {inner}"
+    return text if len(text) <= length else f"{text[:length]} ..."
+
+
+def refuse_missing_folder(name: str, what: str) -> None:
+    """Refuse what can only be the path of a folder, and is none: it would be asked for on the hub.
+
+    Args:
+        name: of a folder, or on the hub.
+        what: is loaded from it.
+
+    Raises:
+        DataError: ``name`` begins with ``/``, ``./`` or ``../``, and nothing is there.
+    """
+    if name.startswith(("/", "./", "../")) and not os.path.exists(name):
+        raise DataError(
+            f"{what} {name!r} cannot be loaded: there is no such folder",
+            way_out=f"check the path; it starts from {os.getcwd()}",
+        )
 
 
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from refine_pl.errors import DataError
+from refine_pl.errors import DataError, deepest_reason, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -181,6 +181,7 @@ class HubTokenizer(Tokenizer):
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
+        refuse_missing_folder(self.name, "the tokenizer")
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # it knows no model of this kind, and need not
         try:
@@ -188,7 +189,7 @@ class HubTokenizer(Tokenizer):
                 self.name, revision=self.revision or "main", trust_remote_code=False
             )
         except Exception as error:  # a damaged tokenizer.json raises a bare Exception from Rust
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = deepest_reason(error)
             folder = Path(self.name).is_dir()
             raise DataError(
                 f"the tokenizer {self.name!r} cannot be loaded: {reason}",

@@ -13,7 +13,7 @@ SOURCES = {"refine_pl": ROOT / "src", "refine_kernels": ROOT / "kernels"}
 
 # Rooms: packages, and modules beside them. What each may import of this project, itself included.
 # Imports for the type checker count, and so do those inside functions.
-SHARED = ("errors", "faults", "lazy", "numbers", "randomness", "records", "stopwatch")
+SHARED = ("errors", "faults", "lazy", "numbers", "parsing", "randomness", "records", "stopwatch")
 STEPS = ("selectors", "rollouts", "rewards", "advantages", "losses")
 ENGINE = (*SHARED, *STEPS, "backbones", "refine_step", "parts", "task_records", "tokenizers")
 RULES = {
@@ -23,13 +23,15 @@ RULES = {
     "launch": ("errors",),
     "faults": ("errors", "records"),
     "numbers": ("errors",),
+    "parsing": (),
+    "machine_errors": ("errors",),
     "lazy": (),
     "randomness": (),
     "stopwatch": ("refine_kernels",),
     "tokenizers": ("errors", "lazy"),
     "records": ("backbones", "tokenizers"),
     "task_records": ("records",),
-    "backbones": ("refine_kernels", "checksums", "errors", "lazy", "numbers"),
+    "backbones": ("checksums", "errors", "lazy", "numbers", "parsing", "refine_kernels"),
     **dict.fromkeys(STEPS, (*SHARED, "backbones")),
     "parts": ("backbones", "errors", "lazy"),
     "refine_step": (*SHARED, *STEPS, "backbones", "parts"),
@@ -44,6 +46,7 @@ RULES = {
     "benchmark": (*ENGINE, "refine_kernels", "training"),
     "commands": (
         *ENGINE,
+        "machine_errors",
         "refine_kernels",
         "benchmark",
         "callbacks",
@@ -57,7 +60,7 @@ RULES = {
         "training",
     ),
     "recipes": (),
-    "cli": ("errors", "launch", "recipes"),
+    "cli": ("errors", "launch", "machine_errors", "recipes"),
     "__main__": ("cli",),
     # The public names: loaded when they are first used, imported for the type checker alone.
     "__init__": (*ENGINE, "training"),

@@ -8,6 +8,7 @@ A backbone supplies the mixer, the part that carries a state.
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,7 @@ from refine_pl.backbones.base import (
 )
 from refine_pl.backbones.head import VocabHead
 from refine_pl.backbones.options import StackOptions
+from refine_pl.errors import ConfigError
 
 O = TypeVar("O", bound=StackOptions)
 
@@ -114,6 +116,38 @@ class _Trunk(nn.Module):
 MODELS: dict[str, type[StackedLM]] = {}
 
 
+def _check_memory(options: StackOptions, make_block: Callable[[], Block]) -> None:
+    """Refuse a model whose weights alone are more than this machine can hold.
+
+    Without it the allocator says so, or lets the whole machine run out of memory.
+
+    Raises:
+        ConfigError: with both sizes.
+    """
+    if torch.get_default_device().type != "cpu":
+        return
+    embeddings = (
+        options.vocab_size * options.hidden_size * (1 if options.tie_word_embeddings else 2)
+    )
+    try:
+        with torch.device("meta"):
+            block = sum(p.numel() for p in make_block().parameters())
+    except RuntimeError as error:  # a size that no integer holds
+        if "overflow" not in str(error):
+            raise
+        block = 2**63
+    weights = embeddings + block * options.num_hidden_layers
+    needed = weights * torch.get_default_dtype().itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"the weights of this model take {needed / 2**30:,.0f} GiB ({weights:.3g} parameters), "
+            f"and this machine has {memory / 2**30:,.0f} GiB of memory",
+            where="model.backbone.init_args",
+            way_out="smaller sizes: hidden_size, num_hidden_layers, intermediate_size, vocab_size",
+        )
+
+
 class StackedLM(FastWeightLM):
     """A stack of blocks around one kind of mixer.
 
@@ -144,6 +178,7 @@ class StackedLM(FastWeightLM):
         self.options: StackOptions = options
         self.vocab_size, self.hidden_size = int(options.vocab_size), int(options.hidden_size)
         self.activation_checkpointing = options.activation_checkpointing
+        _check_memory(options, lambda: Block(make_mixer(options), options))
         blocks = [Block(make_mixer(options), options) for _ in range(options.num_hidden_layers)]
         self.model = _Trunk(blocks, options)
         self.lm_head = VocabHead(self.hidden_size, self.vocab_size)

@@ -5,7 +5,6 @@ Weights are data: nothing of a checkpoint is ever run.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from refine_pl.errors import CheckpointError
 from refine_pl.numbers import check_finite_weights
+from refine_pl.parsing import parse_json
 
 CONFIG = "config.json"
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
@@ -96,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it is not there, or something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path.name} in {path.parent}",

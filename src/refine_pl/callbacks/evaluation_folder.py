@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from refine_pl.callbacks.evaluation_card import differences
 from refine_pl.errors import ConfigError, DataError
+from refine_pl.parsing import parse_json
 from refine_pl.training.record_files import (
     append_records,
     as_line,
@@ -130,7 +130,7 @@ def _read(file: Path) -> list[Line]:
     for number, text in enumerate(whole, 1):
         found: Any = None
         with contextlib.suppress(ValueError):
-            found = json.loads(text)
+            found = parse_json(text)
         if not isinstance(found, dict) or not isinstance(found.get("id"), str):
             raise DataError(
                 f"line {number} of {file.name} is damaged",

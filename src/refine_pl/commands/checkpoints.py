@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._util import get_import_path
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint import CheckpointException
 from refine_pl.backbones.pretrained import class_fields, model_class
 from refine_pl.commands.config_sources import Source, texts
 from refine_pl.errors import CheckpointError, did_you_mean
+from refine_pl.training.record_files import read_yaml
 
 # Words that stand for a checkpoint which only the trainer can find.
 LOOKED_UP_BY_THE_TRAINER = ("last", "best", "hpc")
@@ -220,7 +220,7 @@ def tokenizer_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | 
     for folder in path.resolve().parents:
         file = folder / "config.yaml"
         if file.is_file():
-            return _first_tokenizer(yaml.safe_load(file.read_text(encoding="utf-8")).get("data"))
+            return _first_tokenizer(read_yaml(file).get("data"))
     return None
 
 

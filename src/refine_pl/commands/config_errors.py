@@ -20,7 +20,7 @@ from jsonargparse._required import iter_required_keys
 from jsonargparse._util import get_import_path
 
 from refine_pl.commands import config_rules as rules
-from refine_pl.commands.config_sources import Key, Source, dotted
+from refine_pl.commands.config_sources import Key, Source, dotted, given_in
 from refine_pl.errors import ConfigError, did_you_mean
 
 _VALUE_SHOWN = 100  # characters
@@ -49,24 +49,75 @@ def explain(error: Exception, parser: ArgumentParser, sources: Sequence[Source])
     return ConfigError("\n".join(lines[:_LINES_SHOWN]), where=names or None)
 
 
-def refuse_nulls(parser: ArgumentParser, sources: Sequence[Source]) -> None:
-    """Find a null where the type has none; the parser lets it through to the constructor.
+def refuse_what_the_parser_lets_through(parser: ArgumentParser, sources: Sequence[Source]) -> None:
+    """Find a null where the type has none, and names in a mapping that are not texts.
 
     Raises:
         ConfigError: naming the first one.
     """
-    if "None" not in repr([source.values for source in sources]):
+    if not any(_is_suspect(source.values) for source in sources):
         return
     try:
         _Walk(parser).run(sources)
-    except _NullError:
+    except _LetThroughError:
         raise
     except Exception:
         return  # the parser has accepted everything else
 
 
-class _NullError(ConfigError):
-    """A null where the type has none."""
+def _is_suspect(values: Any) -> bool:
+    if isinstance(values, Mapping):
+        return any(not isinstance(k, str) or _is_suspect(v) for k, v in values.items())
+    return values is None or (isinstance(values, list) and any(map(_is_suspect, values)))
+
+
+class _LetThroughError(ConfigError):
+    """Something that the parser does not refuse although the type does."""
+
+
+def check_groups(config: Namespace, parser: ArgumentParser) -> None:
+    """Refuse ``model: 3``: the parser takes any value in the place of a group of keys.
+
+    Raises:
+        ArgumentError: naming the group; :func:`explain` says where it was given.
+    """
+    groups = {dest.partition(".")[0] for dest in _Owner(parser).settings if "." in dest}
+    for name in groups:
+        if not isinstance(config.get(name), Namespace):
+            raise ArgumentError(None, f"{name} is {_shown(config.get(name))}, not a mapping")
+
+
+def check_plain_values(config: Any, sources: Sequence[Source], key: Key = ()) -> None:
+    """Refuse numbers and texts that no setting can have, and libraries stumble over.
+
+    Args:
+        config: parsed settings, or a part of them.
+        sources: where they were given.
+        key: of the part.
+
+    Raises:
+        ConfigError: at an integer of more than 64 bits, or a text with a NUL.
+    """
+    values = vars(config) if isinstance(config, Namespace) else config
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            check_plain_values(value, sources, (*key, name))
+    elif isinstance(values, list | tuple):
+        for index, value in enumerate(values):
+            check_plain_values(value, sources, (*key, index))
+    elif isinstance(values, int) and not -(2**63) <= values < 2**63:
+        digits = len(str(abs(values)))
+        raise ConfigError(
+            f"{dotted(key)} is an integer of {digits:,} digits",
+            where=given_in(sources, key),
+            allowed="integers of 64 bits",
+        )
+    elif isinstance(values, str) and "\0" in values:
+        raise ConfigError(
+            f"{dotted(key)} is {_shown(values)}",
+            where=given_in(sources, key),
+            allowed="text without NUL characters",
+        )
 
 
 @dataclass
@@ -177,6 +228,7 @@ class _Walk:
             if kind is dict and isinstance(value, Mapping):
                 defaults = _plain(default)
                 self._names.setdefault(key, set()).update(defaults, map(str, value))
+                self._check_names(hint, value, key, source)
                 for name, item in value.items():
                     self._value(held, item, (*key, str(name)), source, defaults.get(name))
                 return
@@ -194,11 +246,22 @@ class _Walk:
             return
         near = {} if base is None else {n: p for n, (p, _) in rules.by_name(base[0]).items()}
         near |= {word: word for word in words}
-        raise (_NullError if value is None else ConfigError)(
+        raise (_LetThroughError if value is None else ConfigError)(
             f"{dotted(key)} is {_shown(value)}",
             where=source.where(key),
             allowed=rules.rule(hint),
             way_out=did_you_mean(str(value), near),
+        )
+
+    def _check_names(self, hint: Any, value: Mapping[Any, Any], key: Key, source: Source) -> None:
+        """Refuse ``true: ...`` in a mapping of names: YAML reads some words as other than text."""
+        wrong = next((name for name in value if not isinstance(name, str)), None)
+        if wrong is None or rules.takes_other_names(hint):
+            return
+        raise _LetThroughError(
+            f"a name in {dotted(key)} is {wrong!r}, not a text",
+            where=source.where((*key, str(wrong).lower())),
+            way_out=f'put it into quotes: "{str(wrong).lower()}"',
         )
 
     def _component(

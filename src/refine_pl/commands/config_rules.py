@@ -98,6 +98,12 @@ def contents(hint: Any) -> tuple[type, Any] | None:
     return (dict, arguments[1]) if issubclass(origin, Mapping) else (list, arguments[0])
 
 
+def takes_other_names(hint: Any) -> bool:
+    """Whether a mapping may have keys that are not texts, such as epochs."""
+    keys = [args[0] for part in alternatives(hint) if len(args := typing.get_args(part)) == 2]
+    return any(key is not str for key in keys)
+
+
 def rule(hint: Any) -> str:
     """What may be given, with the names of classes after the words."""
     base = component_base(hint)

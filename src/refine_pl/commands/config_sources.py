@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from refine_pl.errors import ConfigError, did_you_mean
+from refine_pl.parsing import TextError, parse_yaml, parse_yaml_nodes
 from refine_pl.recipes import recipes
 
 Key = tuple[str | int, ...]  # ("trainer", "callbacks", 0, "init_args", "save_top_k")
@@ -86,8 +87,8 @@ def read_sources(argv: Sequence[str]) -> list[Source]:
             sources.append(_config(value))
         else:
             values: Any = value
-            with suppress(yaml.YAMLError):  # then it is a text
-                values = yaml.safe_load(value)
+            with suppress(TextError):  # then it is a text
+                values = parse_yaml(value)
             for part in reversed(option.removeprefix("--").removesuffix("+").split(".")):
                 values = {part: values}
             sources.append(Source(f"command line, {option}", values, option=option))
@@ -136,6 +137,15 @@ def texts(values: Any, source: Source) -> Iterator[str]:
             yield from texts(value, source)
 
 
+def given_in(sources: Sequence[Source], key: Key) -> str | None:
+    """Where the last of ``sources`` that sets ``key`` sets it; None if none does."""
+    names = [part for part in key if isinstance(part, str)]
+    for source in reversed(sources):
+        if all_values(source, ".".join(names)):
+            return source.where(key)
+    return None
+
+
 def since_class(sources: Sequence[Source], key: str) -> Sequence[Source]:
     """The sources from the last one on that names the class of ``key``; it drops earlier ones."""
     for number in reversed(range(len(sources))):
@@ -182,15 +192,11 @@ def _config(value: str) -> Source:
 
 def _parse(text: str, name: str, base: Key) -> Source:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        node, values = parse_yaml_nodes(text)
+    except TextError as error:
         raise ConfigError(
-            f"the configuration is not valid YAML: {problem}",
-            where=f"{name}{line}",
+            f"the configuration is not valid YAML: {error.problem}",
+            where=name if error.line is None else f"{name}, line {error.line}",
             way_out="look at the brackets, colons and quotes of this line and the one before",
         ) from error
     if not isinstance(node, yaml.MappingNode):

@@ -28,13 +28,25 @@ from refine_pl.commands.checkpoints import (
     unfit_shards,
     use_as_defaults,
 )
-from refine_pl.commands.config_errors import explain, refuse_nulls
-from refine_pl.commands.config_sources import Source, last_value, name_of_run, read_sources
+from refine_pl.commands.config_errors import (
+    check_groups,
+    check_plain_values,
+    explain,
+    refuse_what_the_parser_lets_through,
+)
+from refine_pl.commands.config_sources import (
+    Source,
+    given_in,
+    last_value,
+    name_of_run,
+    read_sources,
+)
 from refine_pl.commands.finite_settings import refuse_not_finite
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
 from refine_pl.errors import ConfigError, LostProcessError, UserError
 from refine_pl.launch import launched, slurm_job
+from refine_pl.machine_errors import machine_error
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.module import RefineModule
 from refine_pl.training.stopping import last_checkpoint
@@ -52,6 +64,8 @@ _SWITCHES = (
     ("progress", "enable_progress_bar", ProgressBar),
     ("checkpoint", "enable_checkpointing", Checkpoint),
 )
+
+_LIBRARIES = ("lightning", "torch", "torchmetrics", "tensorboard", "wandb")
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -172,11 +186,14 @@ class RefineCLI(LightningCLI):
         try:
             with own_defaults():
                 self.config = parser.parse_args(args)
+            config = self.config[self._name]
+            check_groups(config, subparser)
         except Exception as error:
             raise explain(error, subparser, sources) from error
-        refuse_nulls(subparser, sources)
-        config = self.config[self._name]
+        refuse_what_the_parser_lets_through(subparser, sources)
         refuse_not_finite(config, sources)
+        check_plain_values(config, sources)
+        _check_seed(config.seed_everything, sources)
         for key in self._keys:
             if config[key] is True:  # turned on again
                 config[key] = subparser.get_defaults()[key]
@@ -251,7 +268,9 @@ class RefineCLI(LightningCLI):
             while root.__cause__ is not None and not isinstance(root, UserError):
                 root = root.__cause__
             refusals = (MisconfigurationException, ValueError, ModuleNotFoundError)
-            if isinstance(root, refusals) and not isinstance(root, UserError):
+            if isinstance(root, UserError) or machine_error(error) is not None:
+                raise
+            if isinstance(root, refusals) or _is_of_a_library(_under_construction(root)):
                 raise _refused(root) from error
             raise
 
@@ -329,6 +348,16 @@ def _lost(error: RuntimeError) -> LostProcessError:
     )
 
 
+def _check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
+    """Refuse a seed that numpy has no place for."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(
+            f"seed_everything is {seed}",
+            where=given_in(sources, ("seed_everything",)),
+            allowed="an integer from 0 to 4294967295; true for a random one, false for none",
+        )
+
+
 def _is_not_a_tip(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
@@ -339,6 +368,11 @@ def _refused(error: BaseException) -> ConfigError:
     owner = "the trainer" if made is None else type(made).__name__
     text = " ".join(str(error).split())[:500]
     return ConfigError(f"{owner} refuses its settings: {text}")
+
+
+def _is_of_a_library(made: object) -> bool:
+    """Whether all that makes it go wrong is what it was given: its code is not in question."""
+    return made is not None and type(made).__module__.partition(".")[0] in _LIBRARIES
 
 
 def _under_construction(error: BaseException) -> object | None:

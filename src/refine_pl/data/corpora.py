@@ -6,8 +6,10 @@ Heavy libraries load only when documents are read.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sysconfig
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from refine_pl.data.cache_files import digest_of, file_hash
 from refine_pl.data.file_records import FileReader, FileRecord, OnBadRow, RowReader, decoded
-from refine_pl.errors import DataError, nearest
+from refine_pl.errors import DataError, deepest_reason, nearest, refuse_missing_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -154,9 +156,9 @@ class HubDataset(Corpus):
 
     def _load(self) -> Dataset:
         import datasets
-        from datasets.exceptions import DatasetsError
 
         folder = Path(self.name)
+        refuse_missing_folder(self.name, "the dataset")
         try:
             if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
                 return self._saved_split(datasets.load_from_disk(self.name))
@@ -167,14 +169,24 @@ class HubDataset(Corpus):
                 revision=self.revision,
                 data_files=self.data_files,
             )
-        # The library raises ValueError for a wrong split or subset, OSError for what is not there.
-        except (OSError, ValueError, DatasetsError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except DataError:
+            raise
+        # ValueError for a wrong split or subset, OSError for what is not there, RuntimeError for a
+        # script, and whatever a reader of files raises: all that is at work here is the library.
+        except Exception as error:
+            # The library's way to say that it found no rows.
+            reason = "no rows" if isinstance(error, StopIteration) else deepest_reason(error)
+            file = _file_in_hand(error)
+            split = f"split {self.split!r}, subset {self.subset!r}, revision {self.revision!r}"
             raise DataError(
                 f"the dataset {self.name!r} cannot be loaded: {reason}",
-                where=f"split {self.split!r}, subset {self.subset!r}, revision {self.revision!r}",
-                allowed="a dataset of the hub, a folder of data files, a folder of save_to_disk",
-                way_out="check the name and the split; without a network only local folders and "
+                where=split if file is None else f"{file} ({split})",
+                allowed="a dataset of the hub, a folder of data files with the same columns, a "
+                "folder of save_to_disk",
+                way_out="look at the files and the split; refine_pl.data.Files reads files one by "
+                "one"
+                if folder.is_dir()
+                else "check the name and the split; without a network only local folders and "
                 "datasets that were downloaded before can be loaded",
             ) from error
 
@@ -189,6 +201,21 @@ class HubDataset(Corpus):
                 way_out=f"split: {guess}",
             )
         return splits[self.split]
+
+
+def _file_in_hand(error: BaseException) -> str | None:
+    """The file that a reader of ``datasets`` was at; its errors often do not name it."""
+    found: str | None = None
+    current: BaseException | None = error
+    while current is not None:
+        for frame, _ in traceback.walk_tb(current.__traceback__):
+            reader = getattr(frame.f_locals.get("generator"), "gi_frame", None)
+            for values in (frame.f_locals, reader.f_locals if reader else {}):
+                file = values.get("file")
+                if isinstance(file, str) and os.path.isfile(file):
+                    found = file
+        current = current.__cause__
+    return found
 
 
 @dataclass

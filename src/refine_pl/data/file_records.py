@@ -8,7 +8,6 @@ are not counted, and one bad line makes the whole file unreadable.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from refine_pl.data.paths import find_files, short_names, shown_paths
 from refine_pl.errors import DataError, nearest
+from refine_pl.parsing import TextError, parse_json
 
 OnBadRow: TypeAlias = Literal["error", "skip"]
 """What happens to a row that cannot be used: stop, or leave it out and count it."""
@@ -282,9 +282,9 @@ def _line_record(name: str, number: int, line: bytes, column: str) -> FileRecord
     if Path(name).suffix == ".txt":
         return FileRecord(name, where, number, {column: text.rstrip("\r\n")}, [column])
     try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        what = f"not valid JSON: {error.msg} at character {error.colno}"
+        row = parse_json(text)
+    except TextError as error:
+        what = f"not valid JSON: {error.problem}"
         raise BadRow(what, where=where, allowed="one JSON object per line") from error
     if not isinstance(row, dict):
         example = f'one JSON object per line, such as {{"{column}": "..."}}'

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from refine_pl.errors import DataError
+from refine_pl.parsing import TextError, parse_json, parse_yaml
 
 T = TypeVar("T")
 _hints = cache(get_type_hints)
@@ -33,12 +32,12 @@ def damaged(what: str, where: object, allowed: str | None = None) -> DataError:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A file that holds a mapping, such as settings; a :class:`DataError` if it holds none."""
-    return _mapping(file, yaml.safe_load, "YAML", "a mapping")
+    return _mapping(file, parse_yaml, "YAML", "a mapping")
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """A file that holds one JSON object; a :class:`DataError` if it holds something else."""
-    return _mapping(file, json.loads, "JSON", "a JSON object")
+    return _mapping(file, parse_json, "JSON", "a JSON object")
 
 
 def read_record(file: Path, kind: type[T]) -> T:
@@ -115,9 +114,9 @@ def _text(file: Path) -> str:
 def _mapping(file: Path, parse: Callable[[str], Any], language: str, name: str) -> dict[str, Any]:
     try:
         value = parse(_text(file))
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise damaged(f"{file.name} is not {language}: {reason}", file) from error
+    except TextError as error:
+        where = file if error.line is None else f"{file}, line {error.line}"
+        raise damaged(f"{file.name} is not {language}: {error.problem}", where) from error
     if not isinstance(value, dict):
         raise damaged(f"{file.name} does not hold {name} but {type(value).__name__}", file)
     return value
@@ -125,8 +124,8 @@ def _mapping(file: Path, parse: Callable[[str], Any], language: str, name: str) 
 
 def _object(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = parse_json(line)
+    except TextError:
         return None
     return value if isinstance(value, dict) else None
 
