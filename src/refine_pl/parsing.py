@@ -71,7 +71,9 @@ def parse_yaml_nodes(text: str) -> tuple[yaml.Node | None, Any]:
         raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or (str(error).splitlines() or ["unreadable"])[0]
+        said = [getattr(error, "context", None), getattr(error, "problem", None)]
+        problem = ", ".join(filter(None, said if str(said[1]).startswith("but ") else said[1:]))
+        problem = problem or " ".join(str(error).split())
         raise TextError(problem, mark.line + 1 if mark else None) from error
     except RecursionError:
         raise TextError("nested too deep") from None

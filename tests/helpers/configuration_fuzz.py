@@ -60,7 +60,8 @@ class Case:
     @property
     def kind(self):
         """What was raised and where, to count faults of one kind together."""
-        lines = self.printed.rstrip().splitlines() or [self.outcome]
+        lines = self.printed.partition("\nThis is a fault of the program")[0].rstrip().splitlines()
+        lines = lines or [self.outcome]
         places = [line.strip() for line in lines if line.strip().startswith("File ")]
         return f"{self.outcome}: {lines[-1][:110]} @ {places[-1][-70:] if places else ''}"
 
@@ -144,14 +145,15 @@ def warm_up(workplace, seconds=300.0, gib=8.0):
         for module in (workplace.template / "modules.txt").read_text().split():
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
-        # The parser's own caches.
-        with (
-            contextlib.chdir(workplace.template),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.suppress(SystemExit),
-        ):
-            cli.main([*case.command, "--print_config"])
-
+        # What a parser that accepts and one that refuses keep of the classes that they have seen.
+        for more in (["--print_config"], ["--model.seed", "x"]):
+            with (
+                contextlib.chdir(workplace.template),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+                contextlib.suppress(SystemExit),
+            ):
+                cli.main([*case.command, *more])
 
     gc.collect()
     gc.freeze()  # or the first collection of a fork would copy all pages
@@ -186,7 +188,7 @@ def _outcome(code, printed):
     if "Traceback (most recent call last)" in printed:
         return "traceback"
     if code == 2:
-        return "refused" if "error: " in printed else "silent refusal"
+        return "refused" if "error:" in printed else "silent refusal"
     return "ran" if code == 0 else f"exit {code}"
 
 

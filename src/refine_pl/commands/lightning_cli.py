@@ -244,8 +244,11 @@ class RefineCLI(LightningCLI):
         self, parser: ArgumentParser, sources: Sequence[Source]
     ) -> dict[str, Any] | None:
         path = last_value(sources, "ckpt_path")
-        if not isinstance(path, str) or path in LOOKED_UP_BY_THE_TRAINER:
+        if path is None or path in LOOKED_UP_BY_THE_TRAINER:
             return None
+        if not isinstance(path, str):
+            where = given_in(sources, ("ckpt_path",))
+            raise ConfigError(f"ckpt_path is {path!r}", where=where, allowed="the path of a file")
         weights_only = last_value(sources, "weights_only") is not False
         checkpoint = read_checkpoint(path, weights_only)
         pretrained = last_value(sources, "model.pretrained") is not None
@@ -270,7 +273,7 @@ class RefineCLI(LightningCLI):
             refusals = (MisconfigurationException, ValueError, ModuleNotFoundError)
             if isinstance(root, UserError) or machine_error(error) is not None:
                 raise
-            if isinstance(root, refusals) or _is_of_a_library(_under_construction(root)):
+            if isinstance(root, refusals) or _library_refuses(root):
                 raise _refused(root) from error
             raise
 
@@ -370,9 +373,12 @@ def _refused(error: BaseException) -> ConfigError:
     return ConfigError(f"{owner} refuses its settings: {text}")
 
 
-def _is_of_a_library(made: object) -> bool:
-    """Whether all that makes it go wrong is what it was given: its code is not in question."""
-    return made is not None and type(made).__module__.partition(".")[0] in _LIBRARIES
+def _library_refuses(error: BaseException) -> bool:
+    """Whether the constructor of a library's class raised ``error``, and no other code in it."""
+    made = _under_construction(error)
+    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    roots = {name.partition(".")[0] for name in (type(made).__module__, *modules[-1:])}
+    return made is not None and roots <= {*_LIBRARIES}
 
 
 def _under_construction(error: BaseException) -> object | None:
