@@ -146,6 +146,8 @@ def test_rows_that_no_parser_reads(workplace, row, suffix):
     assert outcome.code == 0, outcome.stderr
 
 
+BACKBONE = "model.backbone.init_args"
+
 # Values --------------------------------------------------------------------------------------
 
 
@@ -177,9 +179,9 @@ def test_rows_that_no_parser_reads(workplace, row, suffix):
         ({"trainer.strategy": "nonsense"}, "invalid strategy name"),
         ({"trainer.strategy": 3}, "trainer.strategy is 3"),
         ({"model.backbone.init_args.hidden_size": 10**6}, "GiB of memory"),
-        ({"model.backbone.init_args.hidden_size": 10**18}, "GiB of memory"),
-        ({"model.backbone.init_args.num_hidden_layers": 10**12}, "GiB of memory"),
-        ({"model.backbone.init_args.vocab_size": 10**13}, "GiB of memory"),
+        ({"model.backbone.init_args.hidden_size": 10**18}, "out of range"),
+        ({f"{BACKBONE}.vocab_size": 2**24, f"{BACKBONE}.hidden_size": 2**12}, "GiB of memory"),
+        ({"model.backbone.init_args.num_hidden_layers": 10**12}, "out of range"),
     ],
 )
 def test_values_that_libraries_stumble_over(workplace, edits, says):
