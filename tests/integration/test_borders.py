@@ -197,6 +197,12 @@ def test_the_check_of_memory_draws_no_random_numbers():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_single_callback_needs_no_list(workplace):
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    edits = {"trainer.callbacks": callback, "trainer.limit_train_batches": 1}
+    assert run("fit", "--config", write_config(workplace / "c.yaml", edits)).code == 0
+
+
 # Data sets and tokenizers --------------------------------------------------------------------
 
 

@@ -286,7 +286,9 @@ class RefineCLI(LightningCLI):
                 settings["strategy"] = build_part({"class_path": settings["strategy"]})
         if settings["devices"] == "auto" and (launch := launched()):
             settings["devices"] = launch.processes  # also where there are more devices, or none
-        self.trainer_defaults["callbacks"] = self.needed_callbacks(settings["callbacks"] or [])
+        given = settings["callbacks"] or []
+        given = [given] if isinstance(given, Callback) else given  # one needs no list
+        self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
         trainer = super().instantiate_trainer(**kwargs)
         if self._name == "fit":
             trainer.callbacks.append(Requeue())  # type: ignore[attr-defined]
