@@ -11,7 +11,7 @@ import yaml
 from bad_configurations import CASES
 from command_line import CONFIG, Outcome, edited, run, write_config, write_documents
 
-from refine_pl.cli import _user_error
+from refine_pl.cli import _text, _user_error
 from refine_pl.errors import DataError
 
 MAX_LINES = 12
@@ -150,13 +150,13 @@ def test_errors_of_the_data_from_a_worker_process_are_short(workplace):
         'last):\n  File "x.py", line 1\nrefine_pl.errors.DataError: a corrupt row\n  where:   x, '
         "line 3\n"
     )
-    assert _user_error(sent) == "a corrupt row\n  where:   x, line 3"
+    assert _text(_user_error(sent)) == "a corrupt row\n  where:   x, line 3"
 
 
 def test_a_user_error_under_another_error_is_found():
     wrapped = RuntimeError("wrapped")
     wrapped.__cause__ = DataError("empty")
-    assert _user_error(wrapped) == "empty"
+    assert _text(_user_error(wrapped)) == "empty"
     assert _user_error(RuntimeError("a bug")) is None
 
 
