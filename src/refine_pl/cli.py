@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from refine_pl.errors import ConfigError, LostProcessError, UserError, did_you_mean
+from refine_pl.interrupts import Interrupted, heeded
 from refine_pl.launch import is_first_to_say
 from refine_pl.machine_errors import machine_error
 from refine_pl.recipes import with_paths
@@ -40,7 +42,6 @@ _A_FAULT = (
 )
 
 USER_ERROR = 2
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,16 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of this process if left out.
 
     Returns:
-        The exit code: 0, 2 if something that the user gave cannot be used, 130 after Ctrl-C.
+        The exit code: 0, 2 if something that the user gave cannot be used, 128 and the number of
+        the signal that asked the program to stop: 130 after Ctrl-C, 143 after SIGTERM.
     """
     # For a user's own classes; last, so that nothing there hides an installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        with heeded():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt as stop:
-        sys.stderr.write(f"interrupted; {stop or 'no checkpoint was written'}\n")
-        return INTERRUPTED
+        if not isinstance(stop, Interrupted):
+            stop = Interrupted(signal.SIGINT, str(stop))
+        sys.stderr.write(f"interrupted by {stop.name}{'; ' if str(stop) else ''}{stop}\n")
+        return stop.exit_code
     except Exception as error:
         user_error = _user_error(error)
         if user_error is None:

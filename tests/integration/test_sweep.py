@@ -316,8 +316,8 @@ def test_ctrl_c_ends_the_run_too_and_says_how_to_go_on(stub):
         signal.signal(signal.SIGINT, handler)
     assert outcome.code == 130
     command = "refine-pl sweep --config tiny.yaml --out out --overlays length"
-    assert f"interrupted; to go on: {command}" in outcome.stderr
-    assert statuses() == {"length/1/seed_0": "pending", "length/2/seed_0": "pending"}
+    assert f"interrupted by Ctrl-C; to go on: {command}" in outcome.stderr
+    assert statuses() == {"length/1/seed_0": "interrupted", "length/2/seed_0": "pending"}
     assert "KeyboardInterrupt" in Path("out/length/1/seed_0/run.log").read_text()
     Path("hold").unlink()
     assert command_line.run(*words).code == 0

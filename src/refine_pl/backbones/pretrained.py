@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -24,6 +24,7 @@ from refine_pl.backbones.stack import MODELS, StackedLM
 from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
 from refine_pl.checksums import write_checksums
 from refine_pl.errors import CheckpointError, ConfigError, did_you_mean
+from refine_pl.whole_files import filled_folder
 
 
 def load_pretrained(
@@ -118,14 +119,24 @@ def build(config: Mapping[str, Any], where: Path | str, **options: Any) -> Stack
         ) from error
 
 
-def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
+def save_pretrained(
+    policy: FastWeightLM,
+    folder: str | Path,
+    beside: Callable[[str], object] | None = None,
+) -> list[str]:
     """Write ``config.json`` and safetensors in the published layout; the names of the files.
 
     ``checksums.json`` has their digests. Weights keep their type. The folder is made if it is not
-    there.
+    there. A folder with ``config.json`` is complete, whatever ends the process before.
+
+    Args:
+        policy: the model.
+        folder: where to write.
+        beside: writes further files into the folder that it is given, such as the tokenizer's.
 
     Raises:
         CheckpointError: the folder holds a model already.
+        WriteError: the folder cannot be written, or the disk is full.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -136,17 +147,18 @@ def save_pretrained(policy: FastWeightLM, folder: str | Path) -> list[str]:
             allowed="a folder without config.json",
             way_out="choose another folder, or remove this one",
         )
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: t.detach().cpu().contiguous() for name, t in policy.state_dict().items()}
     if getattr(policy, "tied", False):
         del weights["lm_head.weight"]
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    # Weights first: a folder with config.json is complete, but for the digests of its files.
-    save_torch_state_dict(weights, folder)
     config = {**policy.config(), "torch_dtype": dtype}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    written = {CONFIG, *(path.name for path in folder.glob("model*.safetensors*"))}
-    return sorted({*written, write_checksums(folder, written).name})
+    with filled_folder(folder, last=CONFIG) as scratch:
+        save_torch_state_dict(weights, scratch)
+        if beside is not None:
+            beside(str(scratch))
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        written = {path.name for path in scratch.iterdir() if path.is_file()}
+        return sorted({*written, write_checksums(scratch, written).name})
 
 
 def model_class(config: Mapping[str, Any], where: Path | str) -> Any:

@@ -24,7 +24,7 @@ from refine_pl.errors import ConfigError
 from refine_pl.evaluation.tasks import scores
 from refine_pl.task_records import Answer, TaskRow
 from refine_pl.training.module import RefineModule
-from refine_pl.training.record_files import write_json
+from refine_pl.training.record_files import replace_file, write_json
 from refine_pl.training.run_folder import CONFIG, SCORES
 from refine_pl.training.test_time import TestTimeTraining
 
@@ -146,7 +146,7 @@ class Evaluation(Callback):
         if trainer.is_global_zero:
             self._files.write_card(self._card)
             if self.config_text is not None:
-                (self._files.path / CONFIG).write_text(self.config_text, encoding="utf-8")
+                replace_file(self._files.path / CONFIG, self.config_text)
 
     on_predict_start = on_test_start
 

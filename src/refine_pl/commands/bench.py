@@ -30,6 +30,7 @@ from refine_pl.refine_step import LossWeights
 from refine_pl.rollouts import Forked, Recompute
 from refine_pl.training.module import RefineModule
 from refine_pl.training.updater import Sizes, Updater
+from refine_pl.whole_files import replace_file
 
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),
 ReFINE with forked states, its drawing and update joined in one pass over the sequences or in two,
@@ -162,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
             "arms": [result.as_dict() for result in results],
             "ratios": ratios,
         }
-        Path(settings.json).write_text(json.dumps(figures, indent=2) + "\n")
+        replace_file(Path(settings.json), json.dumps(figures, indent=2) + "\n")
         _write(f"\nfigures: {settings.json}")
     return 0
 

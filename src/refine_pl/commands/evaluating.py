@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UserError: something that the user gave cannot be used.
-        KeyboardInterrupt: the run was interrupted; its text says how to go on.
+        Interrupted: the run was interrupted; its text says how to go on.
     """
     # The callbacks of the training run are not those of an evaluation.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
@@ -82,7 +82,6 @@ class EvaluationCLI(lightning_cli.RefineCLI):
     callbacks = staticmethod(evaluation_callbacks)
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self._argv = list(argv)
         self._note = ""
         super().__init__(argv)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from refine_pl.backbones import FastWeightLM
 from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
-from refine_pl.checksums import write_checksums
 from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.errors import CheckpointError
@@ -69,11 +68,7 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
             f"{policy.vocab_size:,} tokens",
             where="--tokenizer",
         )
-    files = save_pretrained(policy, out)
-    if loaded is not None:
-        files = sorted({*files, *loaded.save(out)})
-        write_checksums(Path(out), files)  # again, with the tokenizer's
-    return files
+    return save_pretrained(policy, out, beside=None if loaded is None else loaded.save)
 
 
 def read_policy(ckpt_path: str) -> FastWeightLM:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import signal
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -45,11 +47,15 @@ from refine_pl.commands.finite_settings import refuse_not_finite
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
 from refine_pl.errors import ConfigError, LostProcessError, UserError
+from refine_pl.interrupts import Interrupted
 from refine_pl.launch import launched, slurm_job
 from refine_pl.machine_errors import machine_error
 from refine_pl.parts import build_part, check_one_is_given
+from refine_pl.training.checkpoint_files import save_whole
+from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
 from refine_pl.training.stopping import last_checkpoint
+from refine_pl.whole_files import clean
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
 --config takes a file, or the name of a recipe (`refine-pl recipes` lists them).
@@ -96,11 +102,11 @@ def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
 
     Raises:
         UserError: something that the user gave cannot be used.
-        KeyboardInterrupt: the run was interrupted; its text says where the last checkpoint is.
+        Interrupted: a signal has come; its text says where the last checkpoint is.
     """
     for message in _UNNEEDED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_a_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
     (cli or RefineCLI)(argv)
     return 0
 
@@ -141,6 +147,7 @@ class RefineCLI(LightningCLI):
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._name = argv[0]
+        self._argv = list(argv)
         super().__init__(
             RefineModule,
             LightningDataModule,
@@ -249,6 +256,7 @@ class RefineCLI(LightningCLI):
         if not isinstance(path, str):
             where = given_in(sources, ("ckpt_path",))
             raise ConfigError(f"ckpt_path is {path!r}", where=where, allowed="the path of a file")
+        clean(Path(path).parent)  # a sharded checkpoint may have been left half replaced
         weights_only = last_value(sources, "weights_only") is not False
         checkpoint = read_checkpoint(path, weights_only)
         pretrained = last_value(sources, "model.pretrained") is not None
@@ -290,6 +298,8 @@ class RefineCLI(LightningCLI):
         given = [given] if isinstance(given, Callback) else given  # one needs no list
         self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
         trainer = super().instantiate_trainer(**kwargs)
+        save_whole(trainer)
+        trainer._signal_connector = SignalConnector(trainer)
         if self._name == "fit":
             trainer.callbacks.append(Requeue())  # type: ignore[attr-defined]
         return trainer
@@ -303,11 +313,17 @@ class RefineCLI(LightningCLI):
                 own[key] = False
             elif own.get(key) is False and not any(isinstance(c, kind) for c in given):
                 trainer[switch] = False  # or Lightning would make one of its own
-        return without_replaced(self.callbacks(**own), given)
+        # The last one: what it saves holds the state of all others.
+        return [*without_replaced(self.callbacks(**own), given), Interruption()]
 
     def interruption(self) -> str:
         """What to say when the run was interrupted: what is left of it, and how to go on."""
-        return _last_checkpoint(self.trainer)
+        if self._name != "fit":
+            return f"to run it again: {shlex.join(['refine-pl', *self._argv])}"
+        newest = last_checkpoint(self.trainer)
+        left = "no checkpoint was written" if newest is None else f"the last checkpoint is {newest}"
+        words = going_on(self._argv, newest)
+        return f"{left}; to go on: {shlex.join(['refine-pl', *words])}"
 
     def _run_subcommand(self, subcommand: str) -> None:
         ckpt_path = self._get(self.config, "ckpt_path")
@@ -331,9 +347,12 @@ class RefineCLI(LightningCLI):
                 raise _lost(error) from error
             raise
         except SystemExit as stop:
-            # Lightning catches Ctrl-C, shuts down, and leaves with exit code 1.
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt(self.interruption()) from None
+            # Lightning catches an interrupt, shuts down, and leaves with exit code 1.
+            cause = stop.__context__
+            if isinstance(cause, KeyboardInterrupt):
+                signum = cause.signum if isinstance(cause, Interrupted) else signal.SIGINT
+                text = self.interruption() if self.trainer.is_global_zero else ""
+                raise Interrupted(signum, text) from None
             if stop.code in (0, None):
                 raise _left_early(stop) from stop
             raise
@@ -363,8 +382,9 @@ def _check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
         )
 
 
-def _is_not_a_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not a tip, nor what the last line says better."""
+    return not any(word in record.getMessage() for word in ("Tip:", "Detected KeyboardInterrupt"))
 
 
 def _refused(error: BaseException) -> ConfigError:
@@ -403,8 +423,18 @@ def _left_early(stop: SystemExit) -> UserError:
     )
 
 
-def _last_checkpoint(trainer: Trainer) -> str:
-    newest = last_checkpoint(trainer)
-    if newest is None:
-        return "no checkpoint was written"
-    return f"the last checkpoint is {newest}; continue with --ckpt_path {newest}"
+def going_on(argv: Sequence[str], checkpoint: Path | None) -> list[str]:
+    """The arguments that go on from a checkpoint, in a run folder of their own.
+
+    Args:
+        argv: those of the interrupted run.
+        checkpoint: where to go on; None for where that run had begun.
+    """
+    replaced = ["--trainer.logger.init_args.version"] + ["--ckpt_path"] * (checkpoint is not None)
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in replaced:
+            words.pop()
+        elif not word.startswith(tuple(f"{option}=" for option in replaced)):
+            words.append(word)
+    return words + (["--ckpt_path", str(checkpoint)] if checkpoint is not None else [])

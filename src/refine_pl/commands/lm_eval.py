@@ -22,6 +22,7 @@ from refine_pl.commands.evaluating import MODEL_OPTIONS, find_tokenizer
 from refine_pl.commands.export import read_policy
 from refine_pl.errors import ConfigError, DataError, did_you_mean
 from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
+from refine_pl.whole_files import replace_file
 
 RESULTS = "results.json"
 
@@ -240,6 +241,6 @@ def _write(folder: Path, results: dict[str, Any], samples: dict[str, list[Any]])
     as_json = partial(json.dumps, default=handle_non_serializable, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in samples.items():
-        with (folder / f"samples_{task}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(f"{as_json(row)}\n" for row in rows)
-    (folder / RESULTS).write_text(as_json(results, indent=2) + "\n", encoding="utf-8")
+        lines = "".join(f"{as_json(row)}\n" for row in rows)
+        replace_file(folder / f"samples_{task}.jsonl", lines)
+    replace_file(folder / RESULTS, as_json(results, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from refine_pl.commands.arguments import Arguments
 from refine_pl.errors import ConfigError
+from refine_pl.interrupts import Interrupted
 from refine_pl.sweep.index import continued, exclusive
 from refine_pl.sweep.loop import Sweep
 from refine_pl.sweep.overlays import changes, check_effect, find_overlays, flatten
@@ -41,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
     """Check everything, run what is not finished, show the results.
 
     Returns:
-        0, or 1 if a run has failed.
+        0, or 1 if a run has failed or was interrupted.
 
     Raises:
         UserError: the arguments or a configuration cannot be used.
-        KeyboardInterrupt: Ctrl-C; its text says how to go on.
+        Interrupted: a signal has come; its text says how to go on.
     """
     args, options = _parse(argv)
     overlays = find_overlays(args.overlays, args.config[-1], args.base)
@@ -68,20 +70,24 @@ def main(argv: Sequence[str]) -> int:
         for words in sweep.commands():
             _say(shlex.join(["refine-pl", *words]))
         return 0
+    again = shlex.join(["refine-pl", "sweep", *argv])
     with exclusive(folder) as held:
         sweep = replace(sweep, index=continued(folder, asked))  # again: now nobody else writes
         try:
             failed = sweep.run(held, _say)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             _say("interrupted")
-            command = shlex.join(["refine-pl", "sweep", *argv])
-            raise KeyboardInterrupt(f"to go on: {command}") from None
+            signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+            raise Interrupted(signum, f"to go on: {again}") from None
     _show_results(sweep)
     for name, error, log in failed:
         _say(f"FAILED {name}: {error}\n  log: {log}")
     if failed:
         _say(f"{len(failed)} failed; --retry runs them again")
-    return 1 if failed else 0
+    interrupted = sweep.interrupted()
+    if interrupted:
+        _say(f"{interrupted} interrupted; to go on: {again}")
+    return 1 if failed or interrupted else 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

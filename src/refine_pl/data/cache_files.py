@@ -1,8 +1,8 @@
 """Files that are made once and kept: where they are, how they are named, and how they are written.
 
 A name is a digest of everything that the content depends on, so a kept file is never out of date.
-A file is written under another name and renamed when it is complete, so it is never read half, and
-of several processes that make the same file each can be the last.
+A file is renamed when it is complete (see :mod:`refine_pl.whole_files`), so it is never read half,
+and of several processes that make the same file each can be the last.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from refine_pl.errors import ConfigError
+from refine_pl.whole_files import WriteError, replace_file, whole_file
 
 _MEMO_MIN_BYTES = 4 * 2**20  # smaller files are hashed faster than it is worth remembering
 _SETTLED_S = 5.0
@@ -32,29 +32,21 @@ def digest_of(*values: object) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written there becomes ``path`` if nothing went wrong.
+def cached_file(path: Path) -> Iterator[Path]:
+    """:func:`~refine_pl.whole_files.whole_file` in the folder of caches.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or the disk is full.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
-    except OSError as error:
+        with whole_file(path) as building:
+            yield building
+    except WriteError as error:
         raise ConfigError(
-            f"the folder {path.parent} cannot be written: {error.strerror}",
+            error.what,
             where="the cache of tokens and generated rows",
             way_out="set data.cache_dir, or the environment variable REFINE_PL_CACHE",
         ) from error
-    os.close(handle)
-    building = Path(name)
-    try:
-        yield building
-        building.chmod(0o644)  # mkstemp makes private files; a shared cache is read by others
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def file_hash(path: Path, memo_dir: Path | None = None) -> str:
@@ -79,8 +71,7 @@ def file_hash(path: Path, memo_dir: Path | None = None) -> str:
         digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     settled = time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_S
     if memo is not None and settled and _version_of(path) == memo.name:
-        with whole_file(memo) as building:
-            building.write_text(_remembered(memo.name, digest))
+        replace_file(memo, _remembered(memo.name, digest))
     return digest
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from refine_pl.errors import CheckpointError
+from refine_pl.interrupts import leave_to_parent
 from refine_pl.randomness import stream_seed
 from refine_pl.records import Batch
 
@@ -147,6 +148,7 @@ class ResumableLoader(DataLoader[Any]):
             batch_size=None,  # the dataset itself reads batches
             num_workers=num_workers,
             collate_fn=collate_fn,
+            worker_init_fn=leave_to_parent,
             # Without one of its own, every iterator would draw from the run's random numbers.
             generator=torch.Generator(),
         )

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refine_pl.checksums import sealed, unsealed
-from refine_pl.data.cache_files import default_cache_dir, digest_of, file_hash, whole_file
+from refine_pl.data.cache_files import cached_file, default_cache_dir, digest_of, file_hash
 from refine_pl.data.corpora import Corpus
 from refine_pl.errors import DataError
 from refine_pl.tokenizers import TokenIds, Tokenizer
@@ -160,8 +160,8 @@ def tokenized(
         except ValueError as error:
             notify(f"The token cache {path} is damaged ({error}): it is made again.")
     notify(f"Tokenizing {corpus.label} with {tokenizer.label} into {path.parent}, once.")
-    with whole_file(path) as manifest:
-        with whole_file(path.with_suffix(".arrow")) as table:
+    with cached_file(path) as manifest:
+        with cached_file(path.with_suffix(".arrow")) as table:
             documents, tokens = _write(table, corpus, tokenizer)
             skipped = (corpus.skipped_rows, corpus.first_skipped)
             digest = file_hash(table)

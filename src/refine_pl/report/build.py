@@ -19,6 +19,7 @@ from refine_pl.report.sections.overview import overview
 from refine_pl.report.sections.rollouts import entropy_maps, reward_distributions, rollouts
 from refine_pl.report.sections.settings import differing_settings
 from refine_pl.report.sections.training import curves, validations
+from refine_pl.whole_files import replace_file
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -57,8 +58,8 @@ def write_report(folders: Sequence[str], out: str) -> list[Path]:
             for name in figures_of(markdown.read_text(encoding="utf-8", errors="replace")):
                 (drawn / name).unlink(missing_ok=True)
         text, figures = render_html(page, drawn)
-        html.write_text(text, encoding="utf-8")
-        markdown.write_text(render_markdown(page), encoding="utf-8")
+        replace_file(html, text)
+        replace_file(markdown, render_markdown(page))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}", where="--out") from error
     return [html, markdown, *figures]

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from refine_pl.figures.drawing import DARK, LIGHT, Picture, Theme
 from refine_pl.report.page import Cell, Page
+from refine_pl.whole_files import replace_file
 
 
 def render_html(page: Page, figures: Path) -> tuple[str, list[Path]]:
@@ -27,7 +28,7 @@ def render_html(page: Page, figures: Path) -> tuple[str, list[Path]]:
         if theme is LIGHT:
             if file in written:
                 raise AssertionError(f"two figures are called {picture.name}")
-            file.write_bytes(content)
+            replace_file(file, content)
             written.append(file)
         return Markup("data:image/png;base64,") + base64.b64encode(content).decode("ascii")
 

@@ -16,6 +16,7 @@ from refine_pl.sweep.process import (
     prepare,
     reason,
     run_logged,
+    was_interrupted,
 )
 from refine_pl.training.record_files import write_json
 from refine_pl.training.run_folder import SWEEP, SweepEntry, SweepIndex, SweepTest
@@ -67,7 +68,7 @@ class Sweep:
 
         Raises:
             ConfigError: a configuration was changed after the sweep had started.
-            KeyboardInterrupt: Ctrl-C.
+            KeyboardInterrupt: a signal has come; the run that it found has ended too.
         """
         self._write()
         spent: list[float] = []
@@ -124,7 +125,7 @@ class Sweep:
         if self._is_due(entry):
             self._attempt(entry, self._fit(entry, prepare(run)), run / LOG, held)
             if entry.status != "done":
-                return "FAILED"
+                return "FAILED" if entry.status == "failed" else entry.status
             clear(run)
         if test is not None and self._is_due(test):
             checkpoint = newest_checkpoint(run)
@@ -134,7 +135,9 @@ class Sweep:
                 self._write()
             else:
                 self._attempt(test, self._test(test, checkpoint), run / _TEST_LOG, held)
-        return "done" if test is None or test.status == "done" else "done, test FAILED"
+        if test is None or test.status == "done":
+            return "done"
+        return f"done, test {'FAILED' if test.status == 'failed' else test.status}"
 
     def _attempt(
         self, stage: SweepEntry | SweepTest, words: Sequence[str], log: Path, held: int
@@ -154,12 +157,19 @@ class Sweep:
         try:
             code = run_logged([*PROGRAM, *words], log, held)
         except KeyboardInterrupt:
-            note("pending")
+            note("interrupted")
             raise
         if code == 0:
             note("done")
+        elif was_interrupted(code):
+            note("interrupted", reason(log, start, code))
         else:
             note("failed", reason(log, start, code))
+
+    def interrupted(self) -> int:
+        """How many runs and tests that are asked for were asked to stop."""
+        stages = [stage for entry in self.asked for stage in (entry, entry.test)]
+        return sum(stage is not None and stage.status == "interrupted" for stage in stages)
 
     def _failures(self) -> Iterator[tuple[str, str, Path]]:
         for entry in self.asked:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from refine_pl.interrupts import SIGNALS
 from refine_pl.training.run_folder import CHECKPOINTS, CONFIG
 
 # As the console script does: nothing in the working folder hides an installed package.
@@ -19,7 +20,7 @@ PROGRAM = (sys.executable, "-P", "-m", "refine_pl")
 
 LOG = "run.log"
 _RESUMED_FROM = "resumed_from.ckpt"
-_GRACE_S = 60  # for a run to end by itself after Ctrl-C
+_GRACE_S = 60  # for a run to save and end by itself
 _REASON_SHOWN = 300  # characters
 
 
@@ -77,7 +78,7 @@ def run_logged(command: Sequence[str], log: Path, held: int) -> int:
         The exit code, or the number of the signal that ended it, below 0.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after the process has ended too.
+        KeyboardInterrupt: a signal has come, after the process has ended too.
     """
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
@@ -96,6 +97,15 @@ def run_logged(command: Sequence[str], log: Path, held: int) -> int:
         except KeyboardInterrupt:
             _end(process)
             raise
+
+
+def was_interrupted(code: int) -> bool:
+    """Whether a signal asked a run to stop, which it may do again from where it stopped.
+
+    Args:
+        code: as :func:`run_logged` returns it; the run may have noticed the signal, or just ended.
+    """
+    return code in {sign for signum in SIGNALS for sign in (128 + signum, -signum)}
 
 
 def reason(log: Path, start: int, code: int) -> str:

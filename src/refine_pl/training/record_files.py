@@ -7,7 +7,6 @@ is read. Keys that a record does not have are ignored.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from refine_pl.errors import DataError
 from refine_pl.parsing import TextError, parse_json, parse_yaml
+from refine_pl.whole_files import replace_file
 
 T = TypeVar("T")
 _hints = cache(get_type_hints)
@@ -128,13 +128,6 @@ def _object(line: str) -> dict[str, Any] | None:
     except TextError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Replace a file by a text at once, so that an interruption loses nothing."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(fresh, file)
 
 
 def _build(kind: Any, value: Any, where: str, name: str = "") -> Any:

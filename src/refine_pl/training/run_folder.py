@@ -173,7 +173,7 @@ class SweepTest:
     """The evaluation after a run of a sweep."""
 
     folder: str  # from the sweep's
-    status: str = "pending"  # pending, running, done, failed
+    status: str = "pending"  # pending, running, interrupted, done, failed
     seconds: float | None = None  # of all attempts
     error: str | None = None
 
@@ -186,7 +186,7 @@ class SweepEntry:
     group: str
     seed: int
     run: str  # its folder, from the sweep's
-    status: str = "pending"  # pending, running, done, failed
+    status: str = "pending"  # pending, running, interrupted, done, failed
     seconds: float | None = None  # of all attempts
     error: str | None = None
     test: SweepTest | None = None

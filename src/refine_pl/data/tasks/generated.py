@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refine_pl.checksums import sealed, unsealed
-from refine_pl.data.cache_files import default_cache_dir, digest_of, whole_file
+from refine_pl.data.cache_files import cached_file, default_cache_dir, digest_of
 from refine_pl.data.tasks.base import TaskSource
 from refine_pl.errors import ConfigError
 from refine_pl.task_records import TaskRow
@@ -66,7 +66,7 @@ class GeneratedRows(TaskSource):
         self.notify(f"Generating rows of {self.label} into {path}, once.")
         rows, self.notes = self.make(tokenizer)
         header = sealed({"hash": rows_hash(rows), "notes": self.notes})
-        with whole_file(path) as building:
+        with cached_file(path) as building:
             records = (header, *(row._asdict() for row in rows))
             building.write_text("".join(json.dumps(record) + "\n" for record in records))
         return rows

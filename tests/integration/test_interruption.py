@@ -1,0 +1,340 @@
+"""A run that is asked to stop finishes its update, saves, and goes on as if nothing had been."""
+
+import os
+import shlex
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command_line import run, write_config, write_documents
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from runs import Curve, RowsData, assert_same_parameters, module, trainer
+from scripts import run_script
+
+from refine_pl import interrupts
+from refine_pl.callbacks import RandomState
+from refine_pl.interrupts import SIGNALS, Interrupted, heeded
+from refine_pl.training import Schedule, Stage, interruption
+from refine_pl.training.checkpoint_files import WholeCheckpointIO, save_whole
+from refine_pl.training.interruption import Interruption, SignalConnector, last_checkpoint
+from refine_pl.training.module import RefineModule
+
+EPOCH, TOTAL = 3, 7  # batches
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+
+
+class Sends(Callback):
+    """A signal to this process, in a hook of its choice, when so many iterations are done."""
+
+    def __init__(self, hook, iteration, signum=signal.SIGTERM):
+        self.sent = 0
+
+        def send(trainer, pl_module, *_):
+            if pl_module.iteration == iteration and not self.sent:
+                self.sent += 1
+                os.kill(os.getpid(), signum)
+                time.sleep(0.01)
+
+        setattr(self, hook, send)
+
+
+def prepared(folder, *callbacks, checkpoint=None, **options):
+    """A trainer as the command line makes it."""
+    keeper = checkpoint or ModelCheckpoint(folder, "{step}", save_top_k=-1, save_last=True)
+    stages = {"a": Stage(2, policy_weight=0.0), "b": Stage(TOTAL - 2)}
+    curve = Curve()
+    made = trainer(
+        RandomState(),
+        *callbacks,
+        Schedule(stages),
+        curve,
+        keeper,
+        Interruption(),
+        enable_checkpointing=True,
+        limit_val_batches=1.0,
+        **options,
+    )
+    save_whole(made)
+    made._signal_connector = SignalConnector(made)
+    return made, curve
+
+
+def fit(folder, *callbacks, ckpt_path=None, **options):
+    model = module()
+    made, curve = prepared(folder, *callbacks, **options)
+    with heeded():
+        made.fit(model, datamodule=RowsData(), ckpt_path=ckpt_path)
+    return model, curve
+
+
+def interrupted(folder, *callbacks, **options):
+    """The checkpoint of a run that a signal ended, and what it logged."""
+    made, curve = prepared(folder, *callbacks, **options)
+    with heeded(), pytest.raises(SystemExit) as left:
+        made.fit(module(), datamodule=RowsData())
+    assert isinstance(left.value.__context__, Interrupted)
+    return last_checkpoint(made), curve, left.value.__context__
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("whole"))
+
+
+MOMENTS = {
+    "in an update": ("on_train_batch_start", 1, 2),
+    "in the last update of an epoch": ("on_train_batch_start", 2, 3),
+    "in the update before a border of stages": ("on_train_batch_start", 1, 2),
+    "in a later epoch": ("on_train_batch_start", 4, 5),
+    "in a validation between stages": ("on_validation_batch_start", 2, 2),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_follows_is_what_would_have_followed(tmp_path, whole, moment):
+    """To the last bit, wherever the signal finds the run."""
+    hook, iteration, done = MOMENTS[moment]
+    checkpoint, before, stop = interrupted(tmp_path / "first", Sends(hook, iteration))
+    assert stop.signum == signal.SIGTERM
+    assert len(before.values) == done
+    assert checkpoint.name == "last.ckpt"
+    model, after = fit(tmp_path / "second", ckpt_path=checkpoint)
+    assert before["train/loss"] + after["train/loss"] == whole[1]["train/loss"]
+    assert_same_parameters(model, whole[0], rtol=0, atol=0)
+    numbers = dict(before.validations) | dict(after.validations)
+    assert numbers == dict(whole[1].validations)
+
+
+def test_a_signal_before_the_first_update_ends_the_run_at_once(tmp_path):
+    checkpoint, before, _ = interrupted(tmp_path, Sends("on_validation_batch_start", 0))
+    assert checkpoint is None
+    assert before.values == []
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start"])
+def test_a_signal_in_what_is_due_last_lets_the_run_end(tmp_path, whole, hook):
+    iteration = TOTAL - 1 if hook == "on_train_batch_start" else TOTAL
+    sends = Sends(hook, iteration)
+    model, curve = fit(tmp_path, sends)
+    assert sends.sent == 1
+    assert curve.validations == whole[1].validations
+    assert_same_parameters(model, whole[0], rtol=0, atol=0)
+
+
+def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupts, "_SAME_REQUEST_S", 0.0)
+    first, second = (Sends("on_train_batch_start", 4, s) for s in (signal.SIGTERM, signal.SIGINT))
+    checkpoint, before, stop = interrupted(tmp_path, first, second)
+    assert stop.signum == signal.SIGINT
+    assert len(before.values) == 4  # the fifth was not finished
+    assert torch.load(checkpoint, weights_only=True)["refine_pl"]["iteration"] == 2  # after a stage
+
+
+def test_a_request_that_comes_twice_is_one(tmp_path):
+    """As a terminal and a launcher pass it on."""
+    pair = (Sends("on_train_batch_start", 1), Sends("on_train_batch_start", 1, signal.SIGINT))
+    _, before, stop = interrupted(tmp_path, *pair)
+    assert stop.signum == signal.SIGTERM
+    assert len(before.values) == 2
+
+
+@pytest.mark.parametrize("save_last", [False, "link"])
+def test_a_run_without_a_last_checkpoint_gets_one_for_the_interruption(tmp_path, save_last):
+    keeper = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_last=save_last)
+    sends = Sends("on_train_batch_start", 3)
+    checkpoint, *_ = interrupted(tmp_path, sends, checkpoint=keeper)
+    assert (tmp_path / "interrupted-step=8.ckpt").is_file()
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 8
+    if save_last:
+        assert (tmp_path / "last.ckpt").resolve().name == "interrupted-step=8.ckpt"
+
+
+def test_a_plugin_that_saves_in_the_background_saves_whole_files_too(tmp_path, whole):
+    plugin = AsyncCheckpointIO()
+    sends = Sends("on_train_batch_start", 3)
+    checkpoint, *_ = interrupted(tmp_path / "first", sends, plugins=[plugin])
+    assert isinstance(plugin.checkpoint_io, WholeCheckpointIO)
+    model, _ = fit(tmp_path / "second", ckpt_path=checkpoint, plugins=[AsyncCheckpointIO()])
+    assert_same_parameters(model, whole[0], rtol=0, atol=0)
+
+
+def test_a_plugin_of_the_users_own_stays(tmp_path):
+    class Own(WholeCheckpointIO):
+        pass
+
+    for plugin in (Own(), AsyncCheckpointIO(Own())):
+        made, _ = prepared(tmp_path, plugins=[plugin])
+        assert made.strategy.checkpoint_io is plugin
+        assert isinstance(getattr(plugin, "checkpoint_io", plugin), Own)
+
+
+def test_slurm_requeues_between_updates(tmp_path, monkeypatch):
+    """Lightning would save at once, in the middle of one."""
+    saved = []
+    environment = SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR1)
+    model = module()
+    made, curve = prepared(tmp_path, Sends("on_train_batch_start", 3, signal.SIGUSR1))
+    monkeypatch.setattr(made._accelerator_connector, "cluster_environment", environment)
+    monkeypatch.setattr(
+        SignalConnector,
+        "_slurm_sigusr_handler_fn",
+        lambda *_: saved.append((model.iteration, made.global_step)),
+    )
+    with heeded():
+        made.fit(model, datamodule=RowsData())
+    assert saved == [(4, 8)]
+    assert len(curve.values) == TOTAL  # until SLURM ends the job
+
+
+SCRIPT = """
+import os
+import signal
+import sys
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from refine_pl.callbacks import RandomState
+from refine_pl.interrupts import Interrupted, heeded
+from refine_pl.training.checkpoint_files import save_whole
+from refine_pl.training.interruption import Interruption, SignalConnector, last_checkpoint
+from runs import Curve, RowsData, module, trainer
+from lightning.pytorch import Callback
+
+folder, asked = sys.argv[1], int(sys.argv[2])
+
+
+class Sends(Callback):
+    def on_train_batch_start(self, run, model, *_):
+        if model.iteration == 2 and run.global_rank == asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+keeper = ModelCheckpoint(folder, save_last=True)
+curve = Curve()
+run = trainer(Sends(), curve, keeper, Interruption(), iterations=100, devices=2, strategy="ddp",
+              enable_checkpointing=True)
+save_whole(run)
+run._signal_connector = SignalConnector(run)
+data = RowsData(batch_size=4, num_rows=80)
+try:
+    with heeded():
+        run.fit(module(minibatch_size=4), datamodule=data)
+except SystemExit as stop:
+    assert isinstance(stop.__context__, Interrupted)
+    assert stop.__context__.signum == signal.SIGTERM
+    found = torch.load(last_checkpoint(run), weights_only=True)
+    assert found["refine_pl"]["iteration"] == len(curve.values) == 3
+    open(f"{folder}/rank{run.global_rank}", "w").close()
+else:
+    raise AssertionError("the run went on")
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_process_stops_all_of_them_after_the_same_update(tmp_path, asked):
+    run_script(tmp_path / "train.py", SCRIPT, tmp_path, asked, timeout_s=200)
+    assert (tmp_path / "rank0").exists()
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_documents(tmp_path / "docs")
+    edits = {"trainer.max_epochs": 3, "trainer.callbacks.0.init_args.filename": "{step}"}
+    write_config(tmp_path / "c.yaml", edits)
+    return tmp_path
+
+
+def sends_in(monkeypatch, method, name, number):
+    """A signal in the call of a method with that number."""
+    original = getattr(RefineModule, method)
+    calls = []
+
+    def send(self, *words, **options):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), getattr(signal, name))
+        return original(self, *words, **options)
+
+    monkeypatch.setattr(RefineModule, method, send)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_the_command_that_is_printed_goes_on(workplace, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        sends_in(patch, "training_step", name, 4)
+        words = ("--trainer.logger.init_args.version", "first", "--config", "c.yaml")
+        outcome = run("fit", *words)
+    assert outcome.code == CODES[name]
+    *_, line = outcome.stderr.splitlines()
+    called = {"SIGINT": "Ctrl-C"}.get(name, name)
+    last = "runs/c/first/checkpoints/last.ckpt"
+    command = f"refine-pl fit --config c.yaml --ckpt_path {last}"
+    assert line == (f"interrupted by {called}; the last checkpoint is {last}; to go on: {command}")
+    assert torch.load(last, weights_only=True)["refine_pl"]["iteration"] == 4
+    assert run(*shlex.split(command)[1:]).code == 0
+    assert run("fit", "--config", "c.yaml").code == 0
+    one, two = (
+        torch.load(f"runs/c/{version}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for version in ("version_0", "version_1")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_without_checkpoints_the_same_command_is_all_that_is_left(workplace, monkeypatch):
+    sends_in(monkeypatch, "training_step", "SIGHUP", 2)
+    words = ["fit", "--config", "c.yaml", "--trainer.callbacks=[]", "--checkpoint=false"]
+    outcome = run(*words)
+    assert outcome.code == 129
+    assert f"no checkpoint was written; to go on: refine-pl {shlex.join(words)}" in outcome.stderr
+
+
+def test_every_command_ends_as_it_is_asked_to(monkeypatch, capsys):
+    """Wherever it is; here at its very beginning."""
+    from refine_pl import cli
+
+    checked = 0
+    for command in cli.COMMANDS:
+        for name, code in CODES.items():
+
+            def main(*_, name=name):
+                os.kill(os.getpid(), getattr(signal, name))
+                time.sleep(5)
+                raise AssertionError("it went on")
+
+            module = SimpleNamespace(main=main)
+            monkeypatch.setattr(cli.importlib, "import_module", lambda _, m=module: m)
+            before = [signal.getsignal(signum) for signum in SIGNALS]
+            assert cli.main([command]) == code
+            assert [signal.getsignal(signum) for signum in SIGNALS] == before
+            said = capsys.readouterr().err
+            assert said == f"interrupted by {'Ctrl-C' if name == 'SIGINT' else name}\n"
+            checked += 1
+    assert checked == 4 * len(cli.COMMANDS) >= 40
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with heeded():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_test_of_borders_finds_a_run_that_leaves_at_once(tmp_path, whole, monkeypatch):
+    """The broken case: without the wait the update is not finished."""
+    monkeypatch.setattr(interruption.Interruption, "on_train_start", lambda *_: None)
+    checkpoint, before, _ = interrupted(tmp_path, Sends("on_train_batch_start", 4))
+    assert len(before.values) == 4
+    assert torch.load(checkpoint, weights_only=True)["refine_pl"]["iteration"] == 2
