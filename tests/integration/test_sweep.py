@@ -32,7 +32,7 @@ class Gate(Callback):
 
 # A program that stands for refine-pl where only the handling of processes is tested.
 STUB = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 
 words = dict(zip(sys.argv[2::2], sys.argv[3::2]))
@@ -48,6 +48,10 @@ run = Path(*place)
 if Path("hold").exists():
     Path("reached").touch()
     time.sleep(60)
+if Path("killed").exists():
+    number = int(Path("killed").read_text())
+    Path("killed").unlink()
+    sys.exit(number) if number > 0 else os.kill(os.getpid(), -number)
 if Path("no_fit").exists():
     print("error: no luck\\n  way out: another day")
     sys.exit(2)
@@ -298,13 +302,30 @@ def test_a_test_after_each_run_is_a_stage_of_its_own(stub):
     assert '--eval: "niah.yaml", now "other.yaml"' in outcome.stderr
 
 
-def test_ctrl_c_ends_the_run_too_and_says_how_to_go_on(stub):
+@pytest.mark.parametrize("code", [130, 143, 129, 138, -2, -15, -1, -10])
+def test_a_run_that_was_asked_to_stop_is_not_done_and_runs_again(stub, code):
+    """It may have noticed the signal, or just ended."""
+    Path("killed").write_text(str(code))
+    words = sweep("--overlays", "length")
+    outcome = command_line.run(*words)
+    assert outcome.code == 1
+    assert statuses() == {"length/1/seed_0": "interrupted", "length/2/seed_0": "done"}
+    assert f"1 interrupted; to go on: refine-pl {' '.join(words)}" in outcome.stdout
+    assert "FAILED" not in outcome.stdout
+    outcome = command_line.run(*words)
+    assert outcome.code == 0
+    assert "[1/1] length/1 seed 0 ... done" in outcome.stdout
+    assert set(statuses().values()) == {"done"}
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_the_run_too_and_says_how_to_go_on(stub, name, code):
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     Path("hold").touch()
 
     def press():
         wait_for("reached")
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), getattr(signal, name))
 
     presser = threading.Thread(target=press)
     presser.start()
@@ -314,9 +335,10 @@ def test_ctrl_c_ends_the_run_too_and_says_how_to_go_on(stub):
     finally:
         presser.join()
         signal.signal(signal.SIGINT, handler)
-    assert outcome.code == 130
+    assert outcome.code == code
     command = "refine-pl sweep --config tiny.yaml --out out --overlays length"
-    assert f"interrupted by Ctrl-C; to go on: {command}" in outcome.stderr
+    called = "Ctrl-C" if name == "SIGINT" else name
+    assert f"interrupted by {called}; to go on: {command}" in outcome.stderr
     assert statuses() == {"length/1/seed_0": "interrupted", "length/2/seed_0": "pending"}
     assert "KeyboardInterrupt" in Path("out/length/1/seed_0/run.log").read_text()
     Path("hold").unlink()

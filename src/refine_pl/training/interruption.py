@@ -6,12 +6,10 @@ import signal
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from lightning.pytorch.trainer.states import TrainerFn
 
 from refine_pl.interrupts import Interrupted, interrupts
 
@@ -47,13 +45,9 @@ class Interruption(Callback):
         Raises:
             Interrupted: with the signal; no text yet.
         """
-        connector = trainer._signal_connector
-        requeue = isinstance(connector, SignalConnector) and connector.requeue_requested
-        words = torch.tensor([interrupts().requested, requeue], device=trainer.strategy.root_device)
+        word = torch.tensor(interrupts().requested, device=trainer.strategy.root_device)
         # Every process takes part in every save, so all must stop after the same update.
-        stop, noticed = torch.as_tensor(trainer.strategy.reduce(words, reduce_op="max")).tolist()
-        if noticed and isinstance(connector, SignalConnector):
-            connector.requeue()
+        stop = int(torch.as_tensor(trainer.strategy.reduce(word, reduce_op="max")))
         if stop and not self._stopping:
             save_now(trainer)
             self._stopping = stop
@@ -73,44 +67,17 @@ class Interruption(Callback):
 
 
 class SignalConnector(_SignalConnector):
-    """Lightning's handlers, but for those that act in the middle of an update.
+    """Lightning's handlers, but for that of SIGTERM.
 
-    Its handler of SIGTERM begins to talk to the other processes at once, while they may be talking
-    of something else; its requeueing under SLURM saves at once, with half an update done. Both wait
-    for the border of an update here.
-
-    Args:
-        trainer: that it belongs to.
-
-    Attributes:
-        requeue_requested: SLURM has announced the end of the job's time.
+    That one begins to talk to the other processes at once, while they may be talking of something
+    else. :class:`~refine_pl.callbacks.requeue.Requeue` takes the one of SLURM's requeueing.
     """
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer)
-        self.requeue_requested = False
 
     def register_signal_handlers(self) -> None:
         """Take the signals, from the first batch of a run to its end."""
         super().register_signal_handlers()
         if self._original_handlers.get(signal.SIGTERM) == interrupts().handle:
             self._register_signal(signal.SIGTERM, interrupts().handle)
-        environment = self.trainer._accelerator_connector.cluster_environment
-        if (
-            isinstance(environment, SLURMEnvironment)
-            and environment.auto_requeue
-            and self.trainer.state.fn == TrainerFn.FITTING
-        ):
-            assert environment.requeue_signal is not None
-            self._register_signal(environment.requeue_signal, self._note_requeue)
-
-    def requeue(self) -> None:
-        """Save, and put the job into the queue again, as Lightning does; all processes must."""
-        self.requeue_requested = False
-        self._slurm_sigusr_handler_fn(signal.SIGUSR1, None)  # type: ignore[arg-type]
-
-    def _note_requeue(self, *_: Any) -> None:
-        self.requeue_requested = True
 
 
 def save_now(trainer: Trainer) -> None:
