@@ -1,5 +1,6 @@
 """A run that is asked to stop finishes its update, saves, and goes on as if nothing had been."""
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ from scripts import run_script
 
 from refine_pl import interrupts
 from refine_pl.callbacks import RandomState
+from refine_pl.data import ResumableLoader
 from refine_pl.interrupts import SIGNALS, Interrupted, heeded
 from refine_pl.training import Schedule, Stage, interruption
 from refine_pl.training.checkpoint_files import WholeCheckpointIO, save_whole
@@ -140,6 +142,34 @@ def test_a_request_that_comes_twice_is_one(tmp_path):
     _, before, stop = interrupted(tmp_path, *pair)
     assert stop.signum == signal.SIGTERM
     assert len(before.values) == 2
+
+
+def test_processes_that_read_data_leave_it_to_the_one_that_trains(tmp_path, whole):
+    """A cluster signals all processes of a job, a terminal too."""
+    reached = []
+
+    class Workers(RowsData):
+        def train_dataloader(self):
+            order = self._order(len(self.training.rows), self.batch_size, True)
+            return ResumableLoader(self.training, order, "rows", num_workers=1)
+
+    class SendsToAll(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            if pl_module.iteration == 1:
+                reached.extend(multiprocessing.active_children())
+                for signum in (signal.SIGINT, signal.SIGTERM):
+                    for number in (*(child.pid for child in reached), os.getpid()):
+                        os.kill(number, signum)
+
+    made, curve = prepared(tmp_path / "first", SendsToAll())
+    with heeded(), pytest.raises(SystemExit):
+        made.fit(module(), datamodule=Workers())
+    assert len(reached) == 1
+    assert len(curve.values) == 2
+    reached[0].join(60)
+    assert reached[0].exitcode == 0
+    model, _ = fit(tmp_path / "second", ckpt_path=last_checkpoint(made))
+    assert_same_parameters(model, whole[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("save_last", [False, "link"])

@@ -8,7 +8,8 @@ sweep does. Runs that come to their end must have the weights and moments of a r
 disturbed, bit by bit; then another one begins. ``--tmp`` is the temporary folder, of another file
 system than ``--folder`` if that is to be tested.
 
-Processes are forked from one that has imported everything, so that a start takes a second.
+Every second kill comes within 10 ms after a checkpoint has begun to be written, the others at any
+moment. Processes are forked from one that has imported everything, so that a start takes a second.
 """
 
 import argparse
@@ -65,14 +66,26 @@ def train(run, checkpoint, updates, width):
     made.fit(module(policy, minibatch_size=2), datamodule=data, ckpt_path=checkpoint)
 
 
-def wait(child, seconds):
-    """Kill a process after some seconds; its exit code, -9 if it was killed."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
+def wait(child, seconds, saves=None, folder=None):
+    """Kill a process after some seconds; its exit code, -9 if it was killed.
+
+    Args:
+        child: its number.
+        seconds: until it is killed; after the moment that is waited for, if there is one.
+        saves: wait until it has begun to save so many times.
+        folder: of its checkpoints.
+    """
+    seen, limit = set(), None if saves else time.monotonic() + seconds
+    while limit is None or time.monotonic() < limit:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+        if limit is None:
+            seen.update(path.name for path in folder.glob(".*.scratch"))
+            if len(seen) >= saves:
+                limit = time.monotonic() + seconds
+        else:
+            time.sleep(min(0.002, seconds / 10))
     os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -121,8 +134,13 @@ def torture(kills, updates, width, draw, say):
         code = None
         while code != 0:
             checkpoint = prepare(run)
-            limit = draw.uniform(0, longest) if figures["kills"] < kills else 600
-            code = wait(start(run, checkpoint, updates, width), limit)
+            if figures["kills"] >= kills:
+                moment = (600,)
+            elif figures["kills"] % 2:  # every second kill looks for a checkpoint being written
+                moment = (draw.uniform(0, 0.01), draw.randint(1, 4), run / "checkpoints")
+            else:
+                moment = (draw.uniform(0, longest),)
+            code = wait(start(run, checkpoint, updates, width), *moment)
             if code == -signal.SIGKILL:
                 had, torn = checkpoint is not None, damaged(run)
                 if had and newest_checkpoint(run) is None:
