@@ -152,8 +152,11 @@ def clean(folder: Path) -> list[str]:
 
     A folder that one of them had put aside in order to replace it is brought back.
     """
-    removed = []
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+    removed: list[str] = []
+    entries: list[Path] = []
+    with contextlib.suppress(OSError):  # there is no such folder, or it cannot be read
+        entries = sorted(folder.iterdir())
+    for entry in entries:
         name = _NAME.fullmatch(entry.name)
         # Another process may clean the same folder.
         with contextlib.suppress(OSError):

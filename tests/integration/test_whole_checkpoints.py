@@ -65,7 +65,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_is_a_clear_error(workplace,
 def test_files_that_the_system_refuses_to_let_grow(workplace):
     """By the system itself, where torch writes the weights."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, before[1]))
     try:
         outcome = run("fit", "--config", "c.yaml")
     finally:
