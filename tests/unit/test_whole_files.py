@@ -232,5 +232,5 @@ def test_an_export_that_does_not_fit_leaves_nothing_that_looks_like_a_model(tmp_
     written = save_pretrained(
         backbone(), tmp_path / "model", lambda to: replace_file(Path(to) / "vocab", "v")
     )
-    assert written == ["config.json", "model.safetensors", "vocab"]
+    assert written == ["checksums.json", "config.json", "model.safetensors", "vocab"]
     assert load_pretrained(str(tmp_path / "model")).vocab_size == 257
