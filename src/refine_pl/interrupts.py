@@ -57,8 +57,8 @@ class Interrupts:
         self._since = 0.0
         self._taken: dict[int, object] = {}
 
-    def install(self, over: tuple[object, ...] = ()) -> None:
-        """Take the signals that nobody else has taken, and those of handlers of the kinds ``over``.
+    def install(self) -> None:
+        """Take the signals that nobody else has taken.
 
         A signal that is ignored stays so: ``nohup`` is meant to be obeyed.
         """
@@ -67,7 +67,7 @@ class Interrupts:
         free = (signal.SIG_DFL, signal.default_int_handler)
         for signum in SIGNALS:
             now = signal.getsignal(signum)
-            if now in free or any(now == other for other in over):
+            if now in free:
                 self._taken.setdefault(signum, now)
                 signal.signal(signum, self.handle)
 

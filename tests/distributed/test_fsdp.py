@@ -53,7 +53,8 @@ def test_command_line(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "LaCT, " in done.stdout
     (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
-    assert (checkpoint / "meta.pt").is_file()
+    assert {path.name for path in checkpoint.iterdir()} > {"meta.pt", ".metadata"}
+    assert not list(checkpoint.parent.glob(".*"))  # whole folders, and nothing left beside them
     outcome = command_line.run("fit", "--config", small, "--ckpt_path", checkpoint)
     assert outcome.code == 2
     assert "refine-pl export" in outcome.stderr

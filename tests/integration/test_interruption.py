@@ -13,8 +13,9 @@ from command_line import run, write_config, write_documents
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from processes import run_processes
 from runs import Curve, RowsData, assert_same_parameters, module, trainer
-from scripts import run_script
+from stopped_runs import stopped
 
 from refine_pl import interrupts
 from refine_pl.callbacks import RandomState
@@ -210,56 +211,12 @@ def test_a_plugin_of_the_users_own_stays(tmp_path):
         assert isinstance(getattr(plugin, "checkpoint_io", plugin), Own)
 
 
-SCRIPT = """
-import os
-import signal
-import sys
-
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from refine_pl.callbacks import RandomState
-from refine_pl.interrupts import Interrupted, heeded
-from refine_pl.training.checkpoint_files import save_whole
-from refine_pl.training.interruption import Interruption, SignalConnector, last_checkpoint
-from runs import Curve, RowsData, module, trainer
-from lightning.pytorch import Callback
-
-folder, asked = sys.argv[1], int(sys.argv[2])
-
-
-class Sends(Callback):
-    def on_train_batch_start(self, run, model, *_):
-        if model.iteration == 2 and run.global_rank == asked:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-keeper = ModelCheckpoint(folder, save_last=True)
-curve = Curve()
-run = trainer(Sends(), curve, keeper, Interruption(), iterations=100, devices=2, strategy="ddp",
-              enable_checkpointing=True)
-save_whole(run)
-run._signal_connector = SignalConnector(run)
-data = RowsData(batch_size=4, num_rows=80)
-try:
-    with heeded():
-        run.fit(module(minibatch_size=4), datamodule=data)
-except SystemExit as stop:
-    assert isinstance(stop.__context__, Interrupted)
-    assert stop.__context__.signum == signal.SIGTERM
-    found = torch.load(last_checkpoint(run), weights_only=True)
-    assert found["refine_pl"]["iteration"] == len(curve.values) == 3
-    open(f"{folder}/rank{run.global_rank}", "w").close()
-else:
-    raise AssertionError("the run went on")
-"""
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_stops_all_of_them_after_the_same_update(tmp_path, asked):
-    run_script(tmp_path / "train.py", SCRIPT, tmp_path, asked, timeout_s=200)
-    assert (tmp_path / "rank0").exists()
+    left = {"signal": int(signal.SIGTERM), "updates": 3, "saved": 3}
+    assert run_processes(stopped, 2, tmp_path, asked) == [left, left]
 
 
 @pytest.fixture
