@@ -23,8 +23,9 @@ from refine_pl.data import ResumableLoader
 from refine_pl.interrupts import SIGNALS, Interrupted, heeded
 from refine_pl.training import Schedule, Stage, interruption
 from refine_pl.training.checkpoint_files import WholeCheckpointIO, save_whole
-from refine_pl.training.interruption import Interruption, SignalConnector, last_checkpoint
+from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
+from refine_pl.training.stopping import last_checkpoint
 
 EPOCH, TOTAL = 3, 7  # batches
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
