@@ -177,6 +177,13 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{index} says {file!r:.60} for {name}", allowed="the name of a file beside it"
             )
+        # A link of the folder is followed: the hub's cache is made of them.
+        if file in ("", ".", "..") or Path(file).name != file or "\\" in file:
+            raise CheckpointError(
+                f"the shard {file!r} is not a file of the folder",
+                where=str(index),
+                allowed="names of files beside the index, without folders",
+            )
     return weight_map
 
 

@@ -54,6 +54,13 @@ class Evaluation(Callback):
         resamples: PositiveInt = 10_000,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(
+                f"name is {name!r}, which leads out of the folder of runs",
+                where="evaluation",
+                allowed="a name, or several with / between them",
+                way_out="--out FOLDER writes to any folder",
+            )
         self.name = name
         self.level = level
         self.resamples = resamples

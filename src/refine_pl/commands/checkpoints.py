@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import pydoc
 import re
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint import CheckpointException
 
 from refine_pl.backbones.pretrained import class_fields, model_class
-from refine_pl.commands.config_sources import Source, texts
+from refine_pl.commands import config_rules as rules
+from refine_pl.commands.config_sources import Source, all_values, last_value, texts
 from refine_pl.errors import CheckpointError, did_you_mean
+from refine_pl.training.module import RefineModule
 from refine_pl.training.record_files import read_yaml
-
-# Words that stand for a checkpoint which only the trainer can find.
-LOOKED_UP_BY_THE_TRAINER = ("last", "best", "hpc")
+from refine_pl.training.trusted_classes import check_settings
 
 _WRITTEN = "a .ckpt file written by `refine-pl fit`"
 
@@ -71,7 +72,10 @@ def _unusable(what: str, allowed: str | None = None, way_out: str | None = None)
 
 
 def use_as_defaults(
-    checkpoint: Mapping[str, Any], parser: ArgumentParser, pretrained: bool = False
+    checkpoint: Mapping[str, Any],
+    parser: ArgumentParser,
+    sources: Sequence[Source] = (),
+    unneeded: Collection[str] = (),
 ) -> None:
     """Make the checkpoint's hyper-parameters the defaults of ``parser``.
 
@@ -82,32 +86,50 @@ def use_as_defaults(
     Args:
         checkpoint: as :func:`read_checkpoint` reads it.
         parser: of the subcommand.
-        pretrained: the user gives ``model.pretrained``: the checkpoint's backbone is then no
-            default.
+        sources: what the user gives. Where that takes the place of a whole setting, the
+            checkpoint's need not be usable.
+        unneeded: settings that are left out.
 
     Warns:
         UserWarning: this version does not know some, which are left out.
 
     Raises:
-        CheckpointError: one names a class that cannot be imported.
+        CheckpointError: one names what a checkpoint may not, or does not suit its key.
     """
     hparams = _with_a_made_backbone(checkpoint)
-    if pretrained:
-        hparams.pop("backbone", None)
-    known = {a.dest.removeprefix("model.") for a in parser._actions if "model." in a.dest}
-    for name in hparams.keys() & known:
+    if last_value(sources, "model.pretrained") is not None:
+        hparams.pop("backbone", None)  # the user's takes its place
+    hints = {a.dest.removeprefix("model."): a for a in parser._actions if "model." in a.dest}
+    for name in [name for name in hparams if name in hints and name not in unneeded]:
+        given = [(v, s) for s in sources for v in all_values(s, f"model.{name}")]
+        named = {text for value, source in given for text in texts(value, source)}
         try:
-            parser.set_defaults({f"model.{name}": hparams[name]})
-        except Exception as error:  # whatever importing a class raises
-            raise _unusable(
-                f"the checkpoint's model.{name} cannot be used: {error}",
-                way_out=f"give model.{name} in the configuration, or put the class's file where it "
-                "was",
-            ) from error
-    unknown = [name for name in hparams if name not in known and not name.startswith("_")]
+            check_settings(_module_parser(), f"model.{name}", hparams[name], named)
+        except CheckpointError:
+            holds_names = rules.contents(getattr(hints[name], "_typehint", None)) is not None
+            if any(_is_whole(v, s, f"--model.{name}", holds_names) for v, s in given):
+                continue
+            raise
+        parser.set_defaults({f"model.{name}": hparams[name]})
+    unknown = [name for name in hparams if name not in hints and not name.startswith("_")]
     if unknown:
         what = "hyper-parameters of the checkpoint that this version does not know are left out: "
         warnings.warn(what + ", ".join(unknown), stacklevel=2)
+
+
+@cache
+def _module_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RefineModule, "model", fail_untyped=False)
+    return parser
+
+
+def _is_whole(value: Any, source: Source, option: str, holds_names: bool) -> bool:
+    """Whether what a source gives for a setting takes the place of all of it."""
+    value, _ = source.opened(value, ())
+    if not isinstance(value, Mapping):
+        return True
+    return source.option in ("", option, "--model") if holds_names else "class_path" in value
 
 
 def refuse_its_functions(model: Mapping[str, Any], sources: Sequence[Source]) -> None:
@@ -141,7 +163,8 @@ def _functions(part: Any, key: str) -> Iterator[tuple[str, str]]:
     """The arguments below a part of a parsed configuration that name code, with their keys."""
     values = part.as_dict() if isinstance(part, Namespace) else part
     if isinstance(values, Mapping):
-        cls = pydoc.locate(str(values.get("class_path")))
+        module, _, name = str(values.get("class_path")).rpartition(".")
+        cls = getattr(sys.modules.get(module), name, None)  # what was parsed is imported already
         for argument in getattr(cls, "code_arguments", ()):
             yield f"{key}.init_args.{argument}", str(values["init_args"][argument])
         for name, value in values.items():
@@ -150,9 +173,15 @@ def _functions(part: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters, with a backbone of a class in the place of one that was loaded."""
-    hparams = dict(checkpoint.get("hyper_parameters") or {})
+    hparams = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(hparams, Mapping):
+        raise _unusable(
+            f"the checkpoint's hyper_parameters are a {type(hparams).__name__}", _WRITTEN
+        )
+    hparams = dict(hparams)
     config = (checkpoint.get("refine_pl") or {}).get("backbone")
     given = hparams.get("backbone") or {}
+    given = given if isinstance(given, Mapping) else {"class_path": given}
     loaded = str(given.get("class_path", "")).endswith(".load_pretrained")
     if config is None or not (loaded or hparams.get("pretrained")):
         return hparams

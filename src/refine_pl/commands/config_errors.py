@@ -289,14 +289,16 @@ class _Walk:
                 allowed=rules.class_rule(base),
                 way_out=did_you_mean(str(key[-1]), {n: dotted((*key[:-1], n)) for n in others}),
             )
-        cls = rules.find_class(base, path, dotted(key), source.where((*key, "class_path")))
+        at = source.where((*key, "class_path"))
+        cls = rules.find_class(base, path, dotted(key), at, functions=not positional)
         if cls is None:
             return
         if owner is None or owner.cls is not cls:
             path = path if "." in path else str(get_import_path(cls))
             given = set(_plain(usual.get("init_args"))) if owner is None else set()
-            at = key if is_dataclass(cls) else (*key, "init_args")
-            owner = self._chosen[key] = _Owner(_arguments(cls, positional), cls, path, at, given)
+            inside = key if is_dataclass(cls) else (*key, "init_args")
+            arguments_of = _arguments(cls, positional)
+            owner = self._chosen[key] = _Owner(arguments_of, cls, path, inside, given)
         if isinstance(spec.get("init_args"), Mapping):
             arguments = {**arguments, **spec["init_args"]}
         inner = (*key, "init_args") if "init_args" in spec else key

@@ -136,14 +136,15 @@ def _describe(hint: Any) -> str:
 # Classes -------------------------------------------------------------------------------------
 
 
-def find_class(base: type, path: Any, key: str, where: str) -> type | None:
-    """The class that ``path`` names; None if it is a function, which the parser also takes.
+def find_class(base: type, path: Any, key: str, where: str, functions: bool = True) -> type | None:
+    """The class that ``path`` names; None if it is a function that declares to return one.
 
     Args:
         base: what it must be a subclass of.
         path: the import path, or the bare name of a known class.
         key: the setting that names it.
         where: where the setting was given.
+        functions: whether a function may stand there.
 
     Raises:
         ConfigError: there is none, it cannot be imported, or it does not fit.
@@ -160,8 +161,11 @@ def find_class(base: type, path: Any, key: str, where: str) -> type | None:
         installed = path.startswith(("refine_pl.", "torch.", "lightning."))
         way_out = _nearest_class(base, path, None if installed else own)
         raise ConfigError(why, where=where, allowed=class_rule(base), way_out=way_out)
-    if not inspect.isclass(found):
+    if not inspect.isclass(found) and functions and _returns(found, base):
         return None
+    if not inspect.isclass(found):
+        what = f"{key} is {path}, which is not a class"
+        raise ConfigError(what, where=where, allowed=class_rule(base))
     problem = None
     if not issubclass(found, base):
         kind = next((c.__name__ for c in found.__mro__[1:] if inspect.isabstract(c)), None)
@@ -175,6 +179,15 @@ def find_class(base: type, path: Any, key: str, where: str) -> type | None:
         what = f"{key} is {path}, which is {problem}"
         raise ConfigError(what, where=where, allowed=class_rule(base), way_out=instead)
     return found
+
+
+def _returns(function: Any, base: type) -> bool:
+    """Whether a function declares to return a ``base``."""
+    try:
+        declared = typing.get_type_hints(function).get("return")
+    except Exception:  # whatever names of another module raise; some objects have no hints
+        return False
+    return inspect.isclass(declared) and issubclass(declared, base)
 
 
 def known_classes(base: type) -> dict[str, type]:

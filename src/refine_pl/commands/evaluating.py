@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -24,6 +25,8 @@ from refine_pl.commands.checkpoints import tokenizer_of
 from refine_pl.commands.config_rules import find_class
 from refine_pl.commands.config_sources import Source, last_value, name_of_run, since_class
 from refine_pl.errors import ConfigError
+from refine_pl.tokenizers import Tokenizer
+from refine_pl.training.trusted_classes import check_settings
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the data module gives every rank its own rows
@@ -149,6 +152,10 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         own = {"evaluation": {"class_path": evaluation, "init_args": {"name": name}}}
         return {**own, **self.defaults_of_launch()}
 
+    def unneeded(self, sources: Sequence[Source]) -> tuple[str, ...]:
+        """Answers are scored by the rules of their tasks, unless the phase trains."""
+        return ("rewards",) if last_value(sources, "phase") is None else ()
+
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
         """As in training; the evaluation is told how it was started."""
         needed = super().needed_callbacks(given)
@@ -212,6 +219,10 @@ def find_tokenizer(
         origin, lack = "of the model", f"{pretrained} holds none"
     else:
         found = None if checkpoint is None or path is None else tokenizer_of(checkpoint, path)
+        if found is not None:
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_subclass_arguments(Tokenizer, "tokenizer")
+            check_settings(parser, "tokenizer", found, option=_TOKENIZER)
         origin = "of the run that wrote the checkpoint"
         lack = "the model does not say which one it was trained with"
     if found is None:

@@ -18,6 +18,7 @@ from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.errors import CheckpointError
 from refine_pl.numbers import check_finite_weights
 from refine_pl.tokenizers import HubTokenizer
+from refine_pl.training.shard_files import check_shards
 
 _HELP = """Writes config.json, safetensors and the tokenizer of a checkpoint, as published models
 have them, with their checksums. The checkpoint may be a file, or the folder that sharded training
@@ -103,6 +104,7 @@ def _shards(shards: Path) -> dict[str, Tensor]:
     """All tensors of a sharded checkpoint."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+    check_shards(shards)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "whole.pt"
         try:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import shlex
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,8 +24,8 @@ from torch.optim import Optimizer
 
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
 from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
+from refine_pl.commands.checkpoint_words import find_checkpoint
 from refine_pl.commands.checkpoints import (
-    LOOKED_UP_BY_THE_TRAINER,
     check_is_readable,
     read_checkpoint,
     refuse_its_functions,
@@ -55,8 +56,14 @@ from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.checkpoint_files import save_whole
 from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
+from refine_pl.training.resuming import check_something_was_trained
 from refine_pl.training.stopping import last_checkpoint
+from refine_pl.training.trusted_classes import classes_alone
 from refine_pl.whole_files import clean
+
+# Settings may not name what runs commands, and a mapping that looks like a class stays a mapping
+# where any value may stand.
+set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
 --config takes a file, or the name of a recipe (`refine-pl recipes` lists them).
@@ -149,6 +156,7 @@ class RefineCLI(LightningCLI):
     def __init__(self, argv: Sequence[str]) -> None:
         self._name = argv[0]
         self._argv = list(argv)
+        self._found = ""  # says which checkpoint a word stands for
         super().__init__(
             RefineModule,
             LightningDataModule,
@@ -176,6 +184,15 @@ class RefineCLI(LightningCLI):
         for key in TRAINING_KEYS:
             if key not in self._keys:
                 parser.add_argument(f"--{key}", type=Any, default=None, help="not used here")
+        parser.add_argument(
+            "--optimizer_state",
+            type=Literal["checkpoint", "fresh"],
+            default="checkpoint",
+            help="of a resumed run: fresh begins with an optimizer without state, and at the start "
+            "of model.lr_scheduler"
+            if self._name == "fit"
+            else "not used here",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the checkpoint's hyper-parameters as defaults.
@@ -185,14 +202,21 @@ class RefineCLI(LightningCLI):
         """
         subparser = self._parser(args[0])
         given = sources = read_sources(args[1:])
-        subparser.set_defaults(self.defaults_for(sources))
+        defaults = self.defaults_for(sources)
+        subparser.set_defaults(defaults)
+        path = last_value(sources, "ckpt_path")
+        if isinstance(path, str):
+            found = find_checkpoint(path, self._name, sources, defaults)
+            args = args if found == path else [*args, f"--ckpt_path={found}"]
+            self._found = "" if found == path else f"checkpoint: {found}\n"
+            sources = read_sources(args[1:])
         checkpoint = self._read_checkpoint(subparser, sources)
         if not any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args):
             before, after = self.completion(sources, checkpoint)
             args = [args[0], *before, *with_whole_ramps(args[1:], sources), *after]
             sources = read_sources(args[1:])
         try:
-            with own_defaults():
+            with own_defaults(), classes_alone():
                 self.config = parser.parse_args(args)
             config = self.config[self._name]
             check_groups(config, subparser)
@@ -252,7 +276,7 @@ class RefineCLI(LightningCLI):
         self, parser: ArgumentParser, sources: Sequence[Source]
     ) -> dict[str, Any] | None:
         path = last_value(sources, "ckpt_path")
-        if path is None or path in LOOKED_UP_BY_THE_TRAINER:
+        if path is None:
             return None
         if not isinstance(path, str):
             where = given_in(sources, ("ckpt_path",))
@@ -260,9 +284,12 @@ class RefineCLI(LightningCLI):
         clean(Path(path).parent)  # a sharded checkpoint may have been left half replaced
         weights_only = last_value(sources, "weights_only") is not False
         checkpoint = read_checkpoint(path, weights_only)
-        pretrained = last_value(sources, "model.pretrained") is not None
-        use_as_defaults(checkpoint, parser, pretrained)
+        use_as_defaults(checkpoint, parser, sources, self.unneeded(sources))
         return checkpoint
+
+    def unneeded(self, sources: Sequence[Source]) -> tuple[str, ...]:
+        """Settings of a checkpoint's model that this command has no use for; none here."""
+        return ()
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint beat the configuration here."""
@@ -329,8 +356,13 @@ class RefineCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         ckpt_path = self._get(self.config, "ckpt_path")
         check_is_readable(ckpt_path, self.trainer.strategy)
+        if self._found and self.trainer.is_global_zero:
+            sys.stdout.write(self._found)
+        self.model.fresh_optimizer = self._get(self.config, "optimizer_state") == "fresh"
         try:
             super()._run_subcommand(subcommand)
+            if subcommand == "fit":
+                check_something_was_trained(self.trainer)
         except CheckpointException as error:
             raise unfit_shards(ckpt_path, error) from error
         except (MisconfigurationException, ValueError) as error:

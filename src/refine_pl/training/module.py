@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback
@@ -38,12 +38,10 @@ from refine_pl.parts import (
 from refine_pl.records import Batch, Experience, RolloutPlan
 from refine_pl.refine_step import LossWeights, RefineStep
 from refine_pl.rewards import Reward
-from refine_pl.rewards.from_function import functions_refused
 from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
-from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.checks import (
     check_batch_size,
     check_precision,
@@ -56,27 +54,24 @@ from refine_pl.training.checks import (
 from refine_pl.training.counters import Counters
 from refine_pl.training.flat_rewards import FlatRewards
 from refine_pl.training.learning_rate import LearningRate
-from refine_pl.training.measured_module import MeasuredModule
 from refine_pl.training.phases import Phase, find_phase
 from refine_pl.training.processes import processes_of
-from refine_pl.training.reference import fit_reference
 from refine_pl.training.resuming import begin_next_epoch
+from refine_pl.training.saved_module import SavedModule
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, shard
 from refine_pl.training.stopping import Border
 from refine_pl.training.tally import FAULTS, Tally, logged_means
 from refine_pl.training.trainer_checks import (
     check_checkpoints,
+    check_log_folders,
     check_manual_optimization,
     check_sharding,
 )
 from refine_pl.training.updater import Processes, Sizes, Stepper, Updater
 
-STATE_KEY = "refine_pl"
-"""In a checkpoint: the counters, and what the model and its tokenizer were made from."""
 
-
-class RefineModule(MeasuredModule):
+class RefineModule(SavedModule):
     """Trains a fast-weight model with ReFINE. What is logged: ``metric_table.py``.
 
     Args:
@@ -194,17 +189,12 @@ class RefineModule(MeasuredModule):
             }
         )
 
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
-        """Lightning's, but no function that the checkpoint names as a reward is called."""
-        with functions_refused():
-            return super().load_from_checkpoint(*args, **kwargs)
-
     # Start ---------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
         """Check the trainer: the first hook of a run, before any data is prepared."""
         check_sharding(self.trainer)
+        check_log_folders(self.trainer)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.phase = find_phase(self.trainer)
             self.part_settings = self._part_settings()
@@ -252,6 +242,7 @@ class RefineModule(MeasuredModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the policy's trainable parameters, and the schedule of its rate."""
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        self.resume_optimizer(optimizer)
         self._rate = LearningRate(optimizer, self.make_lr_scheduler)
         check_small_lr(str(self.trainer.precision), self._rate.smallest)
         scheduler = self._rate.scheduler
@@ -365,25 +356,3 @@ class RefineModule(MeasuredModule):
         self.log_scalars(logged, self.log_is_due)
         if self.trainer.is_global_zero:
             self._flat_rewards.watch(means.get("advantage/zero_spread_groups", 0.0))
-
-    # Checkpoints ---------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counters, and what the model was made from.
-
-        Raises:
-            NotFiniteError: the weights are not finite; no good checkpoint is written over.
-        """
-        self.check_saved_weights()
-        state: dict[str, Any] = {**self.counters.state_dict(), "backbone": self.policy.config()}
-        spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
-        if spec is not None:
-            state["tokenizer"] = spec  # for test, predict and lm-eval
-        checkpoint[STATE_KEY] = state
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the counters, and make the reference fit what this run needs."""
-        self.counters.load_state_dict(checkpoint.get(STATE_KEY, {}))
-        state = checkpoint.get("state_dict")
-        if state is not None:  # a sharded run has loaded its weights already
-            checkpoint["state_dict"] = fit_reference(state, self.reference is not None)

@@ -226,12 +226,24 @@ class Schedule(Callback):
             data.set_plan([(stage.source, stage.iterations) for stage in self.stages.values()])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate before the first stage, but not again on resume; stop if nothing is left."""
+        """Validate before the first stage, but not again on resume.
+
+        Raises:
+            ConfigError: the checkpoint has finished the schedule already.
+        """
         assert isinstance(pl_module, RefineModule)
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         if pl_module.iteration >= self.num_iterations:
-            trainer.should_stop = True
-        elif pl_module.iteration == 0 and self.validate:
+            last = list(self.stages)[-1]
+            raise ConfigError(
+                f"nothing is left to train: the checkpoint has made {pl_module.iteration} "
+                f"iterations, and the schedule has {self.num_iterations}",
+                where="schedule.stages",
+                allowed="a checkpoint from before the end of the schedule",
+                way_out="one more stage, or a longer one: "
+                f"--schedule.stages.{last}.iterations N; refine-pl validate measures it as it is",
+            )
+        if pl_module.iteration == 0 and self.validate:
             run_validation(trainer)
 
     def on_train_batch_start(

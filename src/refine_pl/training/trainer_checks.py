@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from refine_pl.errors import ConfigError
+from refine_pl.training.resuming import check_before_loading
 
 
 def check_sharding(trainer: Trainer) -> None:
@@ -19,6 +24,7 @@ def check_sharding(trainer: Trainer) -> None:
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
         return
+    check_before_loading(strategy, trainer)
     processes = trainer.world_size
     sizes = strategy._data_parallel_size, strategy._tensor_parallel_size
     if sizes[0] not in ("auto", processes) or sizes[1] not in ("auto", 1):
@@ -101,3 +107,27 @@ def check_checkpoints(trainer: Trainer, updates: int | None) -> None:
                 where="checkpoint",
                 way_out=f"every_n_train_steps: a multiple of {updates or 'the updates per batch'}",
             )
+
+
+def check_log_folders(trainer: Trainer) -> None:
+    """Refuse a logger whose name or version leads out of the folder that it may write to.
+
+    Raises:
+        ConfigError: naming the logger.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+            continue
+        root = os.path.abspath(logger.save_dir)
+        words = {name: getattr(logger, f"_{name}", None) for name in ("name", "version", "sub_dir")}
+        for name, value in words.items():
+            text = os.path.expandvars(str(value or ""))
+            inside = Path(os.path.abspath(os.path.join(root, text))).is_relative_to(root)
+            if not inside or ".." in Path(text).parts:
+                raise ConfigError(
+                    f"the {name} of {type(logger).__name__} is {value!r}, which leads out of "
+                    f"{logger.save_dir}",
+                    where="trainer.logger",
+                    allowed="a name, or several with / between them",
+                    way_out="the folder of all runs is trainer.logger.init_args.save_dir",
+                )
