@@ -120,8 +120,8 @@ def test_a_finished_schedule_trains_nothing_more(tmp_path):
     run.fit(first, datamodule=RowsData())
     run.save_checkpoint(tmp_path / "end.ckpt")
     second = module()
-    curve = train(second, callbacks=[schedule()], ckpt_path=tmp_path / "end.ckpt")
-    assert curve.values == []
+    with pytest.raises(ConfigError, match="nothing is left to train: the checkpoint has made 7"):
+        train(second, callbacks=[schedule()], ckpt_path=tmp_path / "end.ckpt")
     assert second.iteration == 7
 
 

@@ -161,6 +161,33 @@ def test_a_broken_index(text, tmp_path):
         load_pretrained(str(folder))
 
 
+@pytest.mark.parametrize("index", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "shard", ["../b/model.safetensors", "inner/model.safetensors", "..", "", "a\\b", 3, None, "{}"]
+)
+def test_an_index_names_files_of_its_own_folder(index, shard, tmp_path):
+    folder = copy_golden("lact_fp32", tmp_path / "a")
+    other = copy_golden("lact_fp32", tmp_path / "b")
+    (folder / "inner").symlink_to(other)
+    (folder / "model.safetensors").unlink()
+    shard = shard.format(other / "model.safetensors") if isinstance(shard, str) else shard
+    weights = dict.fromkeys(load_pretrained(str(other)).state_dict(), shard)
+    (folder / f"{index}.index.json").write_text(json.dumps({"weight_map": weights}))
+    with pytest.raises(CheckpointError, match=r"is not a file of the folder|says (3|None) for") as caught:
+        load_pretrained(str(folder))
+    if isinstance(shard, str):
+        assert "is not a file of the folder" in str(caught.value)
+
+
+def test_a_shard_may_be_a_link_as_in_the_hubs_cache(tmp_path):
+    folder = copy_golden("lact_fp32", tmp_path / "a")
+    blob = (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "one.safetensors").symlink_to(blob)
+    names = dict.fromkeys(load_file(blob), "one.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert load_pretrained(str(folder))
+
+
 def test_what_a_class_refuses_names_the_file(tmp_path):
     folder = copy_golden("lact_fp32", tmp_path / "a")
     config = config_of(folder) | {"num_lact_heads": 3}

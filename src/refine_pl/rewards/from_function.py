@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -149,6 +150,9 @@ def _imported(path: str) -> Callable[..., Any]:
             raise refuse(f"{what}there is no module {missing}", way_out) from error
         raise refuse(f"{what}{type(error).__name__}: {error}") from error
     function: Any = getattr(module, name, None)
+    home = str(getattr(function, "__module__", "")).partition(".")[0]
+    if callable(function) and home in sys.stdlib_module_names:
+        raise refuse(f"{path} is a function of Python's own library", "name a function of yours")
     if callable(function):
         return function
     functions = [n for n, v in vars(module).items() if inspect.isfunction(v)]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import ArgumentParser, _typehints
+from jsonargparse._common import ImportDenied
 from jsonargparse._util import get_import_path
 
 from refine_pl.backbones import load_pretrained
@@ -84,7 +85,11 @@ def classes_of_a_checkpoint(
                 trusted.add(str(get_import_path(found)))  # the parser goes on with the shortest one
             return found
         if isinstance(path, str) and path.startswith(_PACKAGES):
-            found = original(path, *args, **options)
+            try:
+                found = original(path, *args, **options)
+            except ImportDenied:  # the parser's own list: os, subprocess and the like
+                refused.append(path)
+                raise
             home = f"{getattr(found, '__module__', '')}."
             if found is load_pretrained or (inspect.isclass(found) and home.startswith(_PACKAGES)):
                 return found
@@ -96,8 +101,10 @@ def classes_of_a_checkpoint(
 
 
 def _is_here(path: Any) -> bool:
-    """Whether a path names a class of a module that is imported already."""
+    """Whether a path names a class of a module that is imported already, none of Python's own."""
     module, _, name = str(path).rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return False
     return inspect.isclass(getattr(sys.modules.get(module), name, None))
 
 
