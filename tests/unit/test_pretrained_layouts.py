@@ -173,7 +173,9 @@ def test_an_index_names_files_of_its_own_folder(index, shard, tmp_path):
     shard = shard.format(other / "model.safetensors") if isinstance(shard, str) else shard
     weights = dict.fromkeys(load_pretrained(str(other)).state_dict(), shard)
     (folder / f"{index}.index.json").write_text(json.dumps({"weight_map": weights}))
-    with pytest.raises(CheckpointError, match=r"is not a file of the folder|says (3|None) for") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"is not a file of the folder|says (3|None) for"
+    ) as caught:
         load_pretrained(str(folder))
     if isinstance(shard, str):
         assert "is not a file of the folder" in str(caught.value)
