@@ -53,7 +53,13 @@ def workplace(tmp_path, monkeypatch):
         "    def score(self, rollouts):\n"
         "        raise RuntimeError('a bug')\n"
     )
-    for name in ("cli_errors_broken", "cli_errors_rewards"):
+    (tmp_path / "cli_errors_callback.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Broken(Callback):\n"
+        "    def on_train_start(self, trainer, pl_module):\n"
+        "        raise RuntimeError('a bug')\n"
+    )
+    for name in ("cli_errors_broken", "cli_errors_callback", "cli_errors_rewards"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -162,11 +168,9 @@ def test_a_user_error_under_another_error_is_found():
 
 def test_faults_keep_their_traceback(workplace):
     config = {
-        "model.rewards.mine.class_path": "cli_errors_rewards.Brackets",
-        "model.rewards.mine.init_args": {"pairs": "()"},
         "trainer.logger": False,
         "trainer.enable_checkpointing": False,
-        "trainer.callbacks": None,
+        "trainer.callbacks": [{"class_path": "cli_errors_callback.Broken"}],
     }
     write_config(workplace / "bug.yaml", config)
     with pytest.raises(RuntimeError, match="a bug"):

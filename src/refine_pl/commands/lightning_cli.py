@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,9 +16,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.distributed import DistError
-from torch.distributed.checkpoint import CheckpointException
-from torch.optim import Optimizer
 
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
 from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
@@ -29,7 +24,6 @@ from refine_pl.commands.checkpoints import (
     check_is_readable,
     read_checkpoint,
     refuse_its_functions,
-    unfit_shards,
     use_as_defaults,
 )
 from refine_pl.commands.config_errors import (
@@ -47,9 +41,9 @@ from refine_pl.commands.config_sources import (
 )
 from refine_pl.commands.finite_settings import refuse_not_finite
 from refine_pl.commands.own_defaults import own_defaults
+from refine_pl.commands.run_errors import explained, library_refuses, refused
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
-from refine_pl.errors import ConfigError, LostProcessError, UserError
-from refine_pl.interrupts import Interrupted
+from refine_pl.errors import ConfigError, UserError
 from refine_pl.launch import launched, slurm_job
 from refine_pl.machine_errors import machine_error
 from refine_pl.parts import build_part, check_one_is_given
@@ -79,8 +73,6 @@ _SWITCHES = (
     ("checkpoint", "enable_checkpointing", Checkpoint),
 )
 
-_LIBRARIES = ("lightning", "torch", "torchmetrics", "tensorboard", "wandb")
-
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     # The data module gives every rank its own rows.
@@ -90,9 +82,6 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
     "enable_model_summary": False,
 }
-
-# Modules whose ValueErrors speak of the user's settings.
-_THEIR_CHECKS = ("lightning.pytorch.", "lightning.fabric.plugins.")
 
 _UNNEEDED_WARNINGS = (
     ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
@@ -309,8 +298,8 @@ class RefineCLI(LightningCLI):
             refusals = (MisconfigurationException, ValueError, ModuleNotFoundError)
             if isinstance(root, UserError) or machine_error(error) is not None:
                 raise
-            if isinstance(root, refusals) or _library_refuses(root):
-                raise _refused(root) from error
+            if isinstance(root, refusals) or library_refuses(root):
+                raise refused(root) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -359,50 +348,13 @@ class RefineCLI(LightningCLI):
         if self._found and self.trainer.is_global_zero:
             sys.stdout.write(self._found)
         self.model.fresh_optimizer = self._get(self.config, "optimizer_state") == "fresh"
-        try:
+        with explained(ckpt_path, self._interruption_here):
             super()._run_subcommand(subcommand)
             if subcommand == "fit":
                 check_something_was_trained(self.trainer)
-        except CheckpointException as error:
-            raise unfit_shards(ckpt_path, error) from error
-        except (MisconfigurationException, ValueError) as error:
-            # Some settings are only used during the run: those of the optimizer and the trainer's.
-            *_, (last, _) = traceback.walk_tb(error.__traceback__)
-            if (
-                isinstance(error, MisconfigurationException)
-                or isinstance(_under_construction(error), Optimizer)
-                or last.f_globals["__name__"].startswith(_THEIR_CHECKS)
-            ):
-                raise _refused(error) from error
-            raise
-        except RuntimeError as error:
-            if is_of_a_lost_process(error):
-                raise _lost(error) from error
-            raise
-        except SystemExit as stop:
-            # Lightning catches an interrupt, shuts down, and leaves with exit code 1.
-            cause = stop.__context__
-            if isinstance(cause, KeyboardInterrupt):
-                signum = cause.signum if isinstance(cause, Interrupted) else signal.SIGINT
-                text = self.interruption() if self.trainer.is_global_zero else ""
-                raise Interrupted(signum, text) from None
-            if stop.code in (0, None):
-                raise _left_early(stop) from stop
-            raise
 
-
-def is_of_a_lost_process(error: RuntimeError) -> bool:
-    """Whether processes could not exchange values, as torch's backends report it."""
-    return isinstance(error, DistError) or "gloo/transport" in str(error)
-
-
-def _lost(error: RuntimeError) -> LostProcessError:
-    return LostProcessError(
-        "another process of this run has ended, or cannot be reached",
-        where=" ".join(str(error).split("\n")[0].split())[:200],
-        way_out="see what that process wrote; if it was killed, whether its memory ran out; then "
-        "go on from the last checkpoint with --ckpt_path",
-    )
+    def _interruption_here(self) -> str:
+        return self.interruption() if self.trainer.is_global_zero else ""
 
 
 def _check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
@@ -418,42 +370,6 @@ def _check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
 def _is_of_use(record: logging.LogRecord) -> bool:
     """Not a tip, nor what the last line says better."""
     return not any(word in record.getMessage() for word in ("Tip:", "Detected KeyboardInterrupt"))
-
-
-def _refused(error: BaseException) -> ConfigError:
-    """What a constructor of Lightning or torch said, with the class that said it."""
-    made = _under_construction(error)
-    owner = "the trainer" if made is None else type(made).__name__
-    text = " ".join(str(error).split())[:500]
-    return ConfigError(f"{owner} refuses its settings: {text}")
-
-
-def _library_refuses(error: BaseException) -> bool:
-    """Whether the constructor of a library's class raised ``error``, and no other code in it."""
-    made = _under_construction(error)
-    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    roots = {name.partition(".")[0] for name in (type(made).__module__, *modules[-1:])}
-    return made is not None and roots <= {*_LIBRARIES}
-
-
-def _under_construction(error: BaseException) -> object | None:
-    """The innermost object whose constructor raised ``error``."""
-    made = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if frame.f_code.co_name == "__init__" and not type(owner).__name__.startswith("_"):
-            made = owner
-    return made
-
-
-def _left_early(stop: SystemExit) -> UserError:
-    """A part of the user's own that leaves as if the run had come to its end."""
-    last = traceback.extract_tb(stop.__traceback__)[-1]
-    return UserError(
-        "the run was ended by sys.exit() before it came to its end",
-        where=f"{last.filename}, line {last.lineno}",
-        way_out="trainer.should_stop = True ends a run in good order",
-    )
 
 
 def going_on(argv: Sequence[str], checkpoint: Path | None) -> list[str]:
