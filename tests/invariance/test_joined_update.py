@@ -15,7 +15,8 @@ from refine_pl.rewards import EmbeddingSimilarity, ExactMatch
 from refine_pl.rollouts import Forked, Recompute
 from refine_pl.selectors import Entropy, Fixed
 from refine_pl.training.settings import Settings
-from refine_pl.training.updater import Sizes, Updater
+from refine_pl.training.sizes import Sizes
+from refine_pl.training.updater import Updater
 
 LENGTHS = [140, 97, 33, 12]  # the last one is too short for any position
 WEIGHTS = LossWeights(1.0, 0.7, 0.0)

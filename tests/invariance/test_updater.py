@@ -10,7 +10,7 @@ import torch
 from runs import RowsData, assert_same_parameters, module, train, trainer
 
 from refine_pl.training import Counters, Sizes, Updater
-from refine_pl.training.updater import cut
+from refine_pl.training.sizes import cut
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {

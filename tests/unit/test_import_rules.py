@@ -92,6 +92,7 @@ MAY_IMPORT_LIGHTNING = ("training", "callbacks", "data", "commands")
 # Of training/, what the algorithm's users and the benchmark need stays without it.
 WITHOUT_LIGHTNING = (
     "refine_pl.training.updater",
+    "refine_pl.training.sizes",
     "refine_pl.training.settings",
     "refine_pl.training.counters",
     "refine_pl.training.tally",

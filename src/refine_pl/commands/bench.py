@@ -29,7 +29,8 @@ from refine_pl.records import Batch
 from refine_pl.refine_step import LossWeights
 from refine_pl.rollouts import Forked, Recompute
 from refine_pl.training.module import RefineModule
-from refine_pl.training.updater import Sizes, Updater
+from refine_pl.training.sizes import Sizes
+from refine_pl.training.updater import Updater
 from refine_pl.whole_files import replace_file
 
 _HELP = """Times whole updates of the model of a recipe, in turn: plain next-token training (SFT),

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from refine_pl.training.phases import Phase, PostTraining
     from refine_pl.training.schedule import Schedule, Stage
     from refine_pl.training.settings import Settings
+    from refine_pl.training.sizes import Processes, Sizes
     from refine_pl.training.test_time import TestTimeTraining
-    from refine_pl.training.updater import Processes, Sizes, Updater
+    from refine_pl.training.updater import Updater
 
 __all__ = [
     "Counters",
@@ -38,12 +39,12 @@ _HOMES = {
     "Counters": "counters",
     "Phase": "phases",
     "PostTraining": "phases",
-    "Processes": "updater",
+    "Processes": "sizes",
     "RefineModule": "module",
     "Schedule": "schedule",
     "SequentialLR": "learning_rate",
     "Settings": "settings",
-    "Sizes": "updater",
+    "Sizes": "sizes",
     "Stage": "schedule",
     "TestTimeTraining": "test_time",
     "Updater": "updater",

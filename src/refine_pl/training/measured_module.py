@@ -29,8 +29,8 @@ from refine_pl.training.phases import Phase
 from refine_pl.training.processes import processes_of
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, gather, scatter
+from refine_pl.training.sizes import Sizes
 from refine_pl.training.stopping import Border, saving
-from refine_pl.training.updater import Sizes
 from refine_pl.training.validation import Validation
 
 

@@ -60,6 +60,7 @@ from refine_pl.training.resuming import begin_next_epoch
 from refine_pl.training.saved_module import SavedModule
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, shard
+from refine_pl.training.sizes import Processes, Sizes, Stepper
 from refine_pl.training.stopping import Border
 from refine_pl.training.tally import FAULTS, Tally, logged_means
 from refine_pl.training.trainer_checks import (
@@ -68,7 +69,7 @@ from refine_pl.training.trainer_checks import (
     check_manual_optimization,
     check_sharding,
 )
-from refine_pl.training.updater import Processes, Sizes, Stepper, Updater
+from refine_pl.training.updater import Updater
 
 
 class RefineModule(SavedModule):

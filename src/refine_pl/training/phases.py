@@ -14,7 +14,8 @@ from refine_pl.task_records import TaskBatch
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.data_view import DataView
 from refine_pl.training.settings import Settings
-from refine_pl.training.updater import Sizes, Updater
+from refine_pl.training.sizes import Sizes
+from refine_pl.training.updater import Updater
 
 
 class Phase(Callback):

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from refine_pl.training.updater import Processes
+from refine_pl.training.sizes import Processes
 
 
 def processes_of(trainer: Trainer) -> Processes:

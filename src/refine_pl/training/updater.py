@@ -11,10 +11,10 @@ rollouts drawn for a whole batch, there are *two passes*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, Self, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,59 +40,12 @@ from refine_pl.task_records import TaskBatch
 from refine_pl.training.counters import Counters
 from refine_pl.training.settings import Settings
 from refine_pl.training.sharding import whole
+from refine_pl.training.sizes import Processes, Sizes, Stepper, cut
 from refine_pl.training.tally import Tally, tally_experience
 
 T = TypeVar("T")
 
 OBJECTIVE = "phase.init_args.objective"
-
-
-class Rows(Protocol):
-    """Something that can be cut into smaller batches."""
-
-    def __len__(self) -> int: ...
-
-    def narrow(self, start: int, stop: int) -> Self:
-        """Rows ``start`` to ``stop - 1``."""
-
-
-AnyRows = TypeVar("AnyRows", bound=Rows)
-
-
-class Stepper(Protocol):
-    """What is needed of an optimizer; Lightning's wrapper of one has it too."""
-
-    param_groups: list[dict[str, Any]]
-
-    def step(self) -> Any:
-        """Change the parameters."""
-
-    def zero_grad(self) -> None:
-        """Drop the gradients."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How a batch is cut."""
-
-    minibatch: int | None  # rows of an optimizer step, over all processes; None: the whole batch
-    microbatch: int  # rows of a forward and backward pass, on each process
-    rollouts_per: Literal["batch", "minibatch"] = "batch"  # what is drawn before the first step
-    update: Literal["auto", "joined", "two_pass"] = "auto"  # auto: joined where it is possible
-
-    def updates(self, batch_size: int) -> int:
-        """Optimizer steps that ReFINE takes for ``batch_size`` rows, over all processes."""
-        return 1 if self.minibatch is None else batch_size // self.minibatch
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """The processes that share a batch; one alone by default."""
-
-    count: int = 1
-    total: Callable[[Tensor], Tensor] = lambda values: values  # adds a tensor up over them
-    # Makes a backward pass exchange gradients, if it is told that it is the last one of an update.
-    synchronised: Callable[[bool], AbstractContextManager[Any]] = lambda last: nullcontext()
 
 
 class Updater:
@@ -424,12 +377,6 @@ class Updater:
         total = self.processes.total(local.double())
         values: list[float] = (total.clamp(min=1) / self.processes.count).tolist()
         return values
-
-
-def cut(batch: AnyRows, size: int) -> Iterator[AnyRows]:
-    """Pieces of ``size`` rows; the last one may be smaller."""
-    for start in range(0, len(batch), size):
-        yield batch.narrow(start, min(start + size, len(batch)))
 
 
 def _everywhere(error: StopError) -> StopError:

@@ -17,8 +17,8 @@ from refine_pl.refine_step import RefineStep
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import Answer, TaskBatch
 from refine_pl.training.metrics import GROUPS
+from refine_pl.training.sizes import cut
 from refine_pl.training.tally import Tally
-from refine_pl.training.updater import cut
 
 VALIDATION_SUMS = tuple(m.name for m in GROUPS["Validation"] if "<name>" not in m.name)
 
