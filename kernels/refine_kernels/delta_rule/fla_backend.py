@@ -90,13 +90,13 @@ def delta_rule_fla(
         output, state = _chunk_kernel(q, k, v, beta, log_decay, initial_state, scale, normalize_qk)
         return output, state, None
     outputs, states, state = [], [], initial_state
-    for start in range(0, q.shape[1], TRAIL_TOKENS):
-        here = slice(start, start + TRAIL_TOKENS)
-        decay = None if log_decay is None else log_decay[:, here]
+    # The backward pass of a split joins the pieces' gradients once; that of a slice would make a
+    # gradient of the whole row for each piece.
+    inputs = [x.split(TRAIL_TOKENS, 1) for x in (q, k, v, beta)]
+    decays = [None] * len(inputs[0]) if log_decay is None else log_decay.split(TRAIL_TOKENS, 1)
+    for *piece, decay in zip(*inputs, decays, strict=True):
         states.append(state)
-        output, state = _chunk_kernel(
-            q[:, here], k[:, here], v[:, here], beta[:, here], decay, state, scale, normalize_qk
-        )
+        output, state = _chunk_kernel(*piece, decay, state, scale, normalize_qk)  # type: ignore[call-arg]
         outputs.append(output)
     trail = FlaTrail(torch.stack(states), k, v, beta, log_decay, normalize_qk)
     return torch.cat(outputs, 1), state, trail

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.backends import CompiledBackend
+from refine_kernels.host import on_host, rows_at, to_device
 from refine_kernels.lact_update.compiled import choose
 from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
@@ -25,19 +26,22 @@ class FastTrail:
 
     entering: list[FastState]  # one for each chunk, matrices [B, H, ...]
     tokens: FastTokens  # [B, E, H, ...], every row at the start of a chunk
-    offset: Tensor | None  # [B] tokens of a row before this pass's first one; None: none
+    offset: Tensor | None  # [B] on the host, tokens of a row before this pass's; None: none
     chunk_size: int
 
     def at(self, positions: Tensor) -> SharedFastState:
-        """The states after ``positions [B, S]`` tokens of the pass, rows flattened."""
-        batch = positions.shape[0]
+        """The states after ``positions [B, S]`` tokens of the pass, rows flattened.
+
+        The positions are read on the host: once, if all layers are given the same tensor.
+        """
+        batch, positions = positions.shape[0], on_host(positions)
         if self.offset is not None:
             positions = positions + self.offset[:, None]
         size, last = self.chunk_size, len(self.entering) - 1
         # A full chunk without an entry after it is kept as tokens; the next token updates.
         chunk = (positions // size).clamp(0, last)
         fill = (positions - chunk * size).flatten()
-        row = torch.arange(batch, device=positions.device)[:, None].expand_as(positions)
+        row = torch.arange(batch)[:, None].expand_as(positions)
         first, last = int(chunk.min()), int(chunk.max())
         states = map_numbers(cat_rows, *self.entering[first : last + 1])  # [chunks * B, H, ...]
         bank = Bank.of(states, ((chunk - first) * batch + row).flatten())
@@ -90,7 +94,7 @@ def lact_update(
             return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
         rows = state.fold()
         # Tokens of a row's unfinished chunk, ``fill`` of the ``before`` that are kept, come first.
-        fill, before = rows.fill[:, None], rows.source.k.shape[1]
+        fill, before = to_device(rows.fill, q.device)[:, None], rows.source.k.shape[1]
         offset = torch.arange(before + length, device=q.device)
         shifted = (offset + before - fill).clamp(max=before + length - 1)
         index = torch.where(offset < fill, offset, shifted)
@@ -99,7 +103,7 @@ def lact_update(
         tokens = joined.map(lambda x: rows_of(x, index + number * (before + length)))
         # It has no queries: any stands in.
         queries = rows_of(q, (offset - fill).clamp(0, length - 1) + number * length)
-        entering = rows.bank.states.map(lambda w: w.index_select(0, rows.bank.index))
+        entering = rows.bank.states.map(lambda w: rows_at(w, rows.bank.index))
         output, states = _scan(queries, tokens, entering, norms, rule, terms)
         output = rows_of(output, offset[:length] + fill + number * output.shape[1])
         return FastOutput(output, FastTrail(states, tokens, rows.fill, rule.chunk_size))

@@ -3,6 +3,8 @@
 ``R = G * N`` rows continue ``G`` prefixes, ``N`` rows each. A row's state is the set of fast
 weights that entered the chunk it is in, and the chunk's tokens so far: those of the prefix, which
 its copies share, and the row's own. When the chunk is full, the row gets weights of its own.
+
+Index tensors are on the host: they say what runs next, and a GPU is not waited for.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from refine_kernels.host import on_host, rows_at, to_device
 from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
 from refine_kernels.lact_update.step import step
@@ -49,16 +52,16 @@ class SharedFastState:
         """The same rows as ``R`` prefixes with a copy each; no tokens are copied."""
         if self.copies == 1:
             return self
-        group = torch.arange(len(self.row), device=self.row.device).repeat_interleave(self.copies)
+        group = torch.arange(len(self.row)).repeat_interleave(self.copies)
         return self._prefixes(group)
 
     def select(self, rows: Tensor) -> SharedFastState:
         """The rows ``rows [M]`` int64."""
         own = None if self.own is None else self.own.map(lambda x: x[rows])
-        return replace(self._prefixes(rows // self.copies), own=own)
+        return replace(self._prefixes(on_host(rows) // self.copies), own=own)
 
     def _prefixes(self, groups: Tensor) -> SharedFastState:
-        """Rows over the prefixes ``groups``, a copy each."""
+        """Rows over the prefixes ``groups`` (on the host), a copy each."""
         picked = {name: getattr(self, name)[groups] for name in ("row", "start", "fill", "taken")}
         return replace(self, bank=self.bank.select(groups), copies=1, **picked)
 
@@ -68,10 +71,14 @@ class SharedFastState:
         Own tokens are not among them. What comes after a row's ``fill`` is any token.
         """
         length = self.source.k.shape[1]
-        width = int(self.fill.max())
-        offset = torch.arange(width, device=self.fill.device)
-        index = (self.start[:, None] + offset).clamp(max=length - 1) + self.row[:, None] * length
+        start, row = self._there(self.start)[:, None], self._there(self.row)[:, None]
+        offset = torch.arange(int(self.fill.max()), device=start.device)
+        index = (start + offset).clamp(max=length - 1) + row * length
         return self.source.map(lambda x: rows_of(x, index))
+
+    def _there(self, index: Tensor) -> Tensor:
+        """Numbers of the host where the tokens are."""
+        return to_device(index, self.source.k.device)
 
     def fold(self) -> SharedFastState:
         """``R`` prefixes that hold their own tokens, and no more of the source than they need."""
@@ -80,15 +87,15 @@ class SharedFastState:
         if rows.own is not None:
             fill = rows.count()
             before, num_own = tokens.k.shape[1], rows.num_own
-            offset = torch.arange(int(fill.max()), device=fill.device)
-            inside = offset < rows.fill[:, None]
-            own = before + rows.taken[:, None] + offset - rows.fill[:, None]
-            index = torch.where(inside, offset, own).clamp(max=before + num_own - 1)
-            number = torch.arange(len(fill), device=fill.device)[:, None]
+            shared, taken = self._there(rows.fill)[:, None], self._there(rows.taken)[:, None]
+            offset = torch.arange(int(fill.max()), device=shared.device)
+            own = before + taken + offset - shared
+            index = torch.where(offset < shared, offset, own).clamp(max=before + num_own - 1)
+            number = torch.arange(len(fill), device=shared.device)[:, None]
             index = index + number * (before + num_own)
             tokens = map_numbers(cat_tokens, tokens, rows.own)
             tokens = tokens.map(lambda x: rows_of(x, index))
-        number = torch.arange(len(fill), device=fill.device)
+        number = torch.arange(len(fill))
         none = torch.zeros_like(fill)
         return SharedFastState(rows.bank, tokens, number, none, fill, none, rows.room)
 
@@ -138,9 +145,9 @@ class SharedFastState:
         if len(full) == 0:  # the rows that were are not among these any more
             return replace(self, room=rule.chunk_size - int(self.count().max()))
         copies = self.copies
-        rows = (full[:, None] * copies + torch.arange(copies, device=full.device)).flatten()
+        rows = (full[:, None] * copies + torch.arange(copies)).flatten()
         found, kept = self._direction(full, rows)
-        before = self.bank.states.map(lambda w: w.index_select(0, self.bank.index[full]))
+        before = self.bank.states.map(lambda w: rows_at(w, self.bank.index[full]))
         before = before.map(lambda w: w.repeat_interleave(copies, 0))
         momentum = None if kept is None else kept / rule.chunk_size
         after = step(before, found, momentum, norms, rule)
@@ -158,19 +165,19 @@ class SharedFastState:
 
         The prefix's share is the same for its copies; it is computed once.
         """
-        weights = self.bank.states.applied.map(lambda w: w.index_select(0, self.bank.index[full]))
+        weights = self.bank.states.applied.map(lambda w: rows_at(w, self.bank.index[full]))
         shared = replace(self, row=self.row[full], start=self.start[full], fill=self.fill[full])
         found, kept = None, None
         if int(shared.fill.max()) > 0:
             tokens = shared.chunk_tokens()
-            inside = torch.arange(tokens.k.shape[1], device=full.device) < shared.fill[:, None]
+            inside = torch.arange(tokens.k.shape[1]) < shared.fill[:, None]
             found, kept = _masked_direction(weights, tokens, inside)
             found = found.map(lambda d: d.repeat_interleave(self.copies, 0))
             kept = None if kept is None else kept.repeat_interleave(self.copies, 0)
         if self.own is not None:
-            own = self.own.map(lambda x: x.index_select(0, rows))
+            own = self.own.map(lambda x: rows_at(x, rows))
             taken = self.taken[full].repeat_interleave(self.copies)[:, None]
-            inside = torch.arange(own.k.shape[1], device=full.device) >= taken
+            inside = torch.arange(own.k.shape[1]) >= taken
             weights = weights.map(lambda w: w.repeat_interleave(self.copies, 0))
             more, more_kept = _masked_direction(weights, own, inside)
             if found is None:
@@ -185,11 +192,11 @@ class SharedFastState:
 def _masked_direction(
     weights: FastWeights, tokens: FastTokens, inside: Tensor
 ) -> tuple[FastWeights, Tensor | None]:
-    """The direction ``[G, H, ...]`` of the tokens that are ``inside [G, P]``, and the sum
-    ``[G, H]`` of their momentum.
+    """The direction ``[G, H, ...]`` of the tokens that are ``inside [G, P]`` (on the host), and
+    the sum ``[G, H]`` of their momentum.
     """
     dtype = weights.w0.dtype
-    mask = inside.to(dtype)[:, :, None, None]
+    mask = to_device(inside, weights.w0.device).to(dtype)[:, :, None, None]
     rates = tokens.rates.to(dtype) * mask
     found, _ = direction(weights, Written.of(tokens.k.to(dtype), tokens.v.to(dtype), rates))
     if tokens.momentum is None:

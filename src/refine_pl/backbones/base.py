@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -158,6 +158,10 @@ class TokenLayout:
     num_tokens: Tensor  # [B] int64
     mask: Tensor | None = None  # [B, T] bool, real tokens; None when no row is padded
     forks: Forks | None = None
+    ends: Tensor = field(init=False)  # [B, 1], num_tokens as positions: one tensor for all layers
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ends", self.num_tokens[:, None])
 
     def split(self, rows: R) -> tuple[R, R | None]:
         """``rows [M, ...]`` as the sequences ``[B, T, ...]`` and the forks ``[B*S*N, L, ...]``.

@@ -230,7 +230,7 @@ class DeltaRuleMixer(Mixer):
             )
             output, rule_state = result.output, SharedState(result.state)
             trail = DeltaRuleLayerTrail(result, convs)
-        after = DeltaRuleState(rule_state, convs.at(layout.num_tokens[:, None]))
+        after = DeltaRuleState(rule_state, convs.at(layout.ends))
         fork_output = None
         if layout.forks is not None and fork is not None and trail is not None:
             forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])

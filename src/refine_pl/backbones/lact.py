@@ -154,7 +154,7 @@ class LaCTMixer(Mixer):
             if len(result.trail.entering) == 1:
                 output = output + _nothing(main.fast)
             trail = LaCTTrail(result.trail, seen_trail, before)
-            after = trail.at(layout.num_tokens[:, None])
+            after = trail.at(layout.ends)
             # It holds no more than its rows need.
             after = replace(after, fast=after.fast.fold(), seen=after.seen.fold())
         fork_seen = fork_output = None

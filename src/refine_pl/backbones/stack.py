@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from refine_kernels.host import known_on_host, on_host
 from refine_pl.backbones.base import (
     FastWeightLM,
     Forks,
@@ -248,11 +249,14 @@ def _layout(
     mask = None
     if num_tokens is None:
         num_tokens = torch.full((batch,), length, dtype=torch.int64, device=tokens.device)
-    elif bool((num_tokens < length).any()):
+        known_on_host(num_tokens, torch.full((batch,), length, dtype=torch.int64))
+    elif bool((on_host(num_tokens) < length).any()):
         mask = torch.arange(length, device=tokens.device) < num_tokens[:, None]
         tokens = tokens.masked_fill(~mask, 0)  # padding may hold any number
     flat = tokens.flatten()
     if forks is not None:
         fork_tokens = forks.tokens.masked_fill(~forks.valid[:, :, None, None], 0)
         flat = torch.cat([flat, fork_tokens.flatten()])
-    return TokenLayout(batch, length, num_tokens, mask, forks), flat
+    layout = TokenLayout(batch, length, num_tokens, mask, forks)
+    known_on_host(layout.ends, on_host(num_tokens)[:, None])
+    return layout, flat
