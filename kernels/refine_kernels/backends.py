@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sysconfig
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-FlaBackend = Literal["auto", "torch", "fla"]  # of operations that fla has kernels for
+MAX_KEY_WIDTH = 256  # of the Triton kernels: a program holds all rows of some columns of the state
+
+DeltaBackend = Literal["auto", "torch", "triton", "fla"]  # of the delta rule
 CompiledBackend = Literal["auto", "torch", "compiled"]  # of those that can be compiled
 Backend = Literal["auto", "torch", "fla", "compiled"]
 
@@ -27,6 +31,25 @@ class Choice:
     reason: str
 
 
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU: for tests, very slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_missing() -> str | None:
+    """Why this package's Triton kernels cannot run here, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return "compute capability {}.{} has no bfloat16 products".format(*capability)
+    return None
+
+
 def fla_missing() -> str | None:
     """Why flash-linear-attention's kernels cannot run here, or None if they can."""
     if not torch.cuda.is_available():
@@ -36,6 +59,21 @@ def fla_missing() -> str | None:
     if importlib.util.find_spec("fla") is None:
         return "flash-linear-attention is not installed"
     return None
+
+
+def fla_decay_fault() -> str | None:
+    """Why its kernels with decay are not to be used here, or None.
+
+    On Hopper, Triton 3.4 to 3.7.0 compiles its gated backward pass to wrong results, and it raises;
+    with tilelang it does that pass in another way.
+    """
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        return None
+    found = version("triton")
+    release = tuple(int(x) for x in re.findall(r"\d+", found)[:3])
+    if not (3, 4, 0) <= release < (3, 7, 1) or importlib.util.find_spec("tilelang") is not None:
+        return None
+    return f"with decay, Triton {found} compiles its backward pass wrongly on Hopper"
 
 
 def compiler_missing() -> str | None:
@@ -49,34 +87,77 @@ def compiler_missing() -> str | None:
 
 
 def choose(
-    backend: FlaBackend, device: torch.device, dtype: torch.dtype
-) -> Literal["torch", "fla"]:
-    """The implementation that ``backend`` means for tensors of this device and type.
+    backend: DeltaBackend, device: torch.device, dtype: torch.dtype, key_width: int, decay: bool
+) -> Literal["torch", "triton", "fla"]:
+    """The implementation of the delta rule that ``backend`` means.
+
+    ``auto``: this package's Triton kernels on CUDA for 16-bit inputs; where they do not fit, fla's,
+    unless those are wrong on this GPU; else torch.
+
+    Args:
+        backend: that was asked for.
+        device: of the tensors.
+        dtype: of q.
+        key_width: of a head.
+        decay: whether there is one.
 
     Raises:
         ValueError: the backend that was asked for by name cannot run.
     """
-    reason = fla_missing() if device.type == "cuda" else f"the tensors are on {device.type}"
-    if reason is None and dtype not in (torch.bfloat16, torch.float16):
-        reason = f"its chunk kernels take bfloat16 or float16, not {dtype}"
-    if backend == "fla" and reason is not None:
+    reasons: dict[Literal["torch", "triton", "fla"], str | None] = {
+        "triton": _triton_unfit(device, dtype, key_width),
+        "fla": _fla_unfit(device, dtype, decay),
+        "torch": None,
+    }
+    if backend == "auto":
+        if device.type != "cuda":
+            return "torch"
+        return next(name for name, reason in reasons.items() if reason is None)
+    reason = reasons[backend]
+    if reason is not None:
         raise ValueError(
-            f"backend 'fla' cannot run: {reason}; use backend 'auto' or 'torch', or train in "
+            f"backend {backend!r} cannot run: {reason}; use backend 'auto' or 'torch', or train in "
             "bf16-mixed on a CUDA device"
         )
-    if backend == "torch" or reason is not None:
-        return "torch"
-    return "fla"
+    return backend
+
+
+def _triton_unfit(device: torch.device, dtype: torch.dtype, key_width: int) -> str | None:
+    if key_width > MAX_KEY_WIDTH:
+        return f"its kernels take keys of width {MAX_KEY_WIDTH} at most, not {key_width}"
+    if interpreted():
+        return triton_missing()
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}"
+    return triton_missing() or _not_16_bits(dtype)
+
+
+def _fla_unfit(device: torch.device, dtype: torch.dtype, decay: bool) -> str | None:
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}"
+    return fla_missing() or _not_16_bits(dtype) or (fla_decay_fault() if decay else None)
+
+
+def _not_16_bits(dtype: torch.dtype) -> str | None:
+    if dtype in (torch.bfloat16, torch.float16):
+        return None
+    return f"its chunk kernels take bfloat16 or float16, not {dtype}"
 
 
 def report() -> list[Choice]:
     """Every implementation of every operation, and what ``auto`` picks on this machine."""
-    fla, compiler = fla_missing(), compiler_missing()
-    chunked = "chunked, own backward" if fla else "used for float32 and float64 only"
+    own, fla, compiler = triton_missing(), fla_missing(), compiler_missing()
+    on_gpu = torch.cuda.is_available()
+    own_runs, fla_runs = on_gpu and own is None, fla is None
+    fault = fla_decay_fault() if fla_runs else None
+    chunked = "used for float32 and float64 only" if own_runs or fla_runs else "on a CPU"
     long_rows = "but for long rows in float32 on a CPU: element-wise work"
     return [
-        Choice("delta_rule", "fla", fla is None, fla or "CUDA, in bfloat16 or float16"),
-        Choice("delta_rule", "torch", fla is not None, chunked),
+        Choice("delta_rule", "triton", own_runs, own or "CUDA, in bfloat16 or float16"),
+        Choice(
+            "delta_rule", "fla", fla_runs and not own_runs, fla or fault or "if asked for by name"
+        ),
+        Choice("delta_rule", "torch", not (own_runs or fla_runs), chunked + ", own backward"),
         Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),
         Choice("lact_update", "compiled", False, compiler or long_rows),
         Choice("delta_rule_shared", "torch", True, "short continuations of shared states"),

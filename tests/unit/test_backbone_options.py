@@ -74,7 +74,7 @@ def heads(cls):
     ("options", "message"),
     [
         ({"qk_norm": "l1"}, "qk_norm='l1' is not supported: it is not known"),
-        ({"backend": "triton"}, "backend='triton' is not supported"),
+        ({"backend": "cuda"}, "backend='cuda' is not supported"),
         ({"idle": {"fuse_norms": False}}, "did you mean fuse_norm?"),
         ({"num_heads": 3}, "is not a whole head width"),
         ({"norm_eps": float("inf")}, "norm_eps=inf is not finite"),

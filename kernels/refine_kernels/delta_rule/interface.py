@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refine_kernels.backends import FlaBackend, choose
+from refine_kernels.backends import DeltaBackend, choose
 from refine_kernels.delta_rule.chunked import ChunkedDeltaRule
 from refine_kernels.delta_rule.fla_backend import FlaTrail, delta_rule_fla
+from refine_kernels.delta_rule.kernel_trail import CoarseTrail, GivenTrail, delta_rule_triton
 from refine_kernels.delta_rule.trail import DeltaRuleTrail
 from refine_kernels.records import check_shapes
 
@@ -20,7 +21,8 @@ class DeltaRuleOutput:
 
     output: Tensor  # [B, T, H, V] in v's type
     state: Tensor  # [B, H, K, V] after the last token, float32 (float64 for float64 inputs)
-    trail: DeltaRuleTrail | FlaTrail | None  # at(positions [B, S]) gives [B * S, H, K, V]
+    # at(positions [B, S]) gives [B * S, H, K, V]
+    trail: DeltaRuleTrail | FlaTrail | CoarseTrail | GivenTrail | None
 
 
 def delta_rule(
@@ -34,8 +36,9 @@ def delta_rule(
     scale: float | None = None,
     normalize_qk: bool = False,
     keep_trail: bool = False,
+    positions: Tensor | None = None,
     chunk_size: int = 64,
-    backend: FlaBackend = "auto",
+    backend: DeltaBackend = "auto",
 ) -> DeltaRuleOutput:
     """Read whole sequences (equations in ``reference.py``), differentiably.
 
@@ -49,8 +52,12 @@ def delta_rule(
         scale: of the queries, ``K**-0.5`` if left out.
         normalize_qk: divide q and k by their L2 norms (eps 1e-6 inside the root).
         keep_trail: return what the state at any position is made of.
-        chunk_size: tokens of a chunk, for the torch implementation.
-        backend: ``auto`` takes fla's kernels on CUDA for 16-bit inputs, torch otherwise.
+        positions: ``[B, S]`` tokens (0 to T) whose states are wanted: the trail has at least
+            those. With this very tensor the Triton kernels store them as they pass.
+        chunk_size: tokens of a chunk, for torch and Triton (16, 32 or 64, and 32 at most where
+            keys are wider than 128).
+        backend: ``auto`` takes Triton kernels on CUDA for 16-bit inputs, torch otherwise; see
+            :func:`refine_kernels.backends.choose`.
 
     Raises:
         ValueError: shapes that do not fit, or a backend that cannot run.
@@ -71,16 +78,17 @@ def delta_rule(
     if initial_state is None:
         initial_state = v.new_zeros(state_shape, dtype=state_dtype)
     initial_state = initial_state.to(state_dtype)
-    if choose(backend, q.device, q.dtype) == "fla":
-        return DeltaRuleOutput(
-            *delta_rule_fla(
-                q, k, v, beta, log_decay, initial_state, scale, normalize_qk, keep_trail
-            )
-        )
+    inputs = (q, k, v, beta, log_decay, initial_state, scale, normalize_qk)
+    wanted = keep_trail or positions is not None
+    chosen = choose(backend, q.device, q.dtype, key_width, log_decay is not None)
+    if chosen == "fla":
+        return DeltaRuleOutput(*delta_rule_fla(*inputs, wanted))
     # The state is float32 whatever the operands are: autocast must not round it inside.
     with torch.autocast(q.device.type, enabled=False):
+        if chosen == "triton":
+            return DeltaRuleOutput(*delta_rule_triton(*inputs, keep_trail, chunk_size, positions))
         output, state, states, u = ChunkedDeltaRule.apply(
             q, k, v, beta, log_decay, initial_state, scale, normalize_qk, chunk_size
         )
-    trail = DeltaRuleTrail(states, u, k, log_decay, normalize_qk) if keep_trail else None
+    trail = DeltaRuleTrail(states, u, k, log_decay, normalize_qk) if wanted else None
     return DeltaRuleOutput(output, state, trail)

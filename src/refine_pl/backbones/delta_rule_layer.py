@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_kernels.backends import FlaBackend
+from refine_kernels.backends import DeltaBackend
 from refine_kernels.delta_rule import (
     DeltaRuleOutput,
     SharedState,
@@ -40,7 +40,7 @@ class DeltaRuleOptions(StackOptions):
         use_short_conv: convolve q, k and v.
         conv_size: taps of the convolutions.
         allow_neg_eigval: write strengths up to 2 instead of 1.
-        backend: of the recurrence; auto takes fla's kernels on CUDA in 16 bits, torch otherwise.
+        backend: of the recurrence; auto takes Triton kernels on CUDA in 16 bits, torch otherwise.
     """
 
     fixed: ClassVar = {
@@ -63,7 +63,7 @@ class DeltaRuleOptions(StackOptions):
     use_short_conv: bool = True
     conv_size: PositiveInt = 4
     allow_neg_eigval: bool = False
-    backend: FlaBackend = "auto"
+    backend: DeltaBackend = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +175,7 @@ class DeltaRuleMixer(Mixer):
         self.silu_qk, self.normalize_qk = silu_qk, True
         self.activate_gate: Callable[[Tensor], Tensor] = F.silu
         self.strength_scale = 2.0 if options.allow_neg_eigval else 1.0
-        self.backend: FlaBackend = options.backend
+        self.backend: DeltaBackend = options.backend
         self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
@@ -225,7 +225,8 @@ class DeltaRuleMixer(Mixer):
                 *inputs,
                 initial_state=None if state is None else state.rule.fold().matrix,
                 normalize_qk=self.normalize_qk,
-                keep_trail=keep_trail or layout.forks is not None,
+                keep_trail=keep_trail,
+                positions=None if layout.forks is None else layout.forks.positions,
                 backend=self.backend,
             )
             output, rule_state = result.output, SharedState(result.state)

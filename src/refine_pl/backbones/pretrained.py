@@ -40,7 +40,7 @@ def load_pretrained(
             ``owner/model``, or ``owner/model/folder`` where a repository holds several models.
         revision: branch, tag or commit on the hub.
         activation_checkpointing: keep only each block's input for the backward pass.
-        backend: of the kind of model's main operation; fla is one of the delta rule alone,
+        backend: of the kind of model's main operation; fla and triton are of the delta rule alone,
             compiled one of LaCT.
 
     Raises:

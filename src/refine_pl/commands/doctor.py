@@ -14,11 +14,15 @@ from typing import Any
 
 from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.verifying import verify
+from refine_pl.errors import ConfigError
 
 _SHOWN_PACKAGES = (
     *("refine-pl", "torch", "lightning", "jsonargparse", "triton", "flash-linear-attention"),
     *("transformers", "datasets", "torchmetrics"),
 )
+
+_COMPILED = "{:<30} {:<18} {:>9} {:>8} {:>8} {:>7} {:>7}\n"
+_COMPILED_TITLES = ("operation", "kernel", "registers", "spilled", "shared", "tensor", "copies")
 
 
 @dataclass
@@ -56,6 +60,12 @@ def main(argv: Sequence[str]) -> int:
         help="instead, compare the files of an exported folder, of a cache, or the checkpoints of "
         "runs with their checksums; exit code 1 if one is damaged or missing",
     )
+    parser.add_argument(
+        "--compile",
+        metavar="CHIP",
+        help="instead, compile every Triton kernel for a chip such as sm_90, which need not be "
+        "here; some minutes. Exit code 1 if a kernel does not fit it",
+    )
     args = parser.parse_args(argv)
     as_json = args.json
     if args.verify is not None:
@@ -63,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         text = json.dumps(found.as_json(), indent=2) + "\n" if as_json else found.render()
         sys.stdout.write(text)
         return 0 if found.is_sound else 1
+    if args.compile is not None:
+        return compile_kernels(args.compile, as_json)
     report = examine()
     sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n" if as_json else render(report))
     return 1 if report.problems else 0
@@ -113,6 +125,49 @@ def render(report: Report) -> str:
     problems = "".join(f"  {problem}\n" for problem in report.problems)
     verdict = f"a fit cannot run:\n{problems}" if problems else "a fit can run on this machine\n"
     return text + verdict
+
+
+def compile_kernels(chip: str, as_json: bool) -> int:
+    """Print what the compiler says of every Triton kernel, each as it is done.
+
+    Args:
+        chip: for which, such as ``sm_90``.
+        as_json: print one list of JSON instead, at the end.
+
+    Returns:
+        1 if a kernel does not compile or does not fit the chip, else 0.
+
+    Raises:
+        ConfigError: no such chip, or nothing that could compile.
+    """
+    compiling = importlib.import_module("refine_kernels.compiling")
+    if chip not in compiling.SHARED_LIMITS:
+        chips = ", ".join(compiling.SHARED_LIMITS)
+        raise ConfigError(f"no chip {chip!r}", where="--compile", allowed=chips)
+    if _version("triton") is None:
+        way_out = "pip install triton"
+        raise ConfigError("triton is not installed", where="--compile", way_out=way_out)
+    if not as_json:
+        sys.stdout.write(_COMPILED.format(*_COMPILED_TITLES))
+    rows = []
+    for row in compiling.compile_all(chip):
+        rows.append(row)
+        if not as_json:
+            numbers = (row.registers, row.spilled_bytes, row.shared_bytes)
+            sys.stdout.write(
+                _COMPILED.format(row.op, row.kernel, *numbers, row.tensor_core, row.async_copies)
+            )
+            sys.stdout.writelines(f"    {problem} ({row.variant})\n" for problem in row.problems)
+            sys.stdout.flush()
+    failed = sum(bool(row.problems) for row in rows)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    else:
+        sys.stdout.write(
+            f"\n{len(rows)} kernels compiled for {chip}, {failed} of them with problems; "
+            "none was run\n"
+        )
+    return 1 if failed else 0
 
 
 def _version(name: str) -> str | None:
