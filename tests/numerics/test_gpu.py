@@ -1,4 +1,4 @@
-"""On CUDA: fla's kernels against ours, and our models against fla's own."""
+"""On CUDA: Triton kernels, ours and fla's, against torch, and our models against fla's own."""
 
 import pytest
 import tiny
@@ -21,7 +21,8 @@ def relative(got, expected):
 
 @pytest.mark.parametrize("decay", [False, True])
 @pytest.mark.parametrize("length", [100, 1300])
-def test_fla_kernels_equal_the_torch_ones(length, decay):
+@pytest.mark.parametrize("kernels", ["triton", "fla"])
+def test_triton_kernels_equal_the_torch_ones(kernels, length, decay):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, length, 4, 64, device="cuda", dtype=torch.bfloat16) for _ in "qkv")
     beta = torch.rand(2, length, 4, device="cuda", dtype=torch.bfloat16)
@@ -29,7 +30,7 @@ def test_fla_kernels_equal_the_torch_ones(length, decay):
     inputs = [t for t in (q, k, v, beta, g) if t is not None]
     positions = torch.tensor([[0, 1, 63, length], [64, length // 2, length - 1, 65]]).cuda()
     results = []
-    for backend in ("fla", "torch"):
+    for backend in (kernels, "torch"):
         leaves = [t.clone().requires_grad_() for t in inputs]
         out = delta_rule(*leaves, normalize_qk=True, keep_trail=True, backend=backend)
         states = out.trail.at(positions)
