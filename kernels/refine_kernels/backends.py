@@ -91,8 +91,9 @@ def choose(
 ) -> Literal["torch", "triton", "fla"]:
     """The implementation of the delta rule that ``backend`` means.
 
-    ``auto``: this package's Triton kernels on CUDA for 16-bit inputs; where they do not fit, fla's,
-    unless those are wrong on this GPU; else torch.
+    ``auto``: fla's kernels on CUDA for 16-bit inputs; where those are wrong on this GPU or missing,
+    this package's Triton kernels; else torch. Ours have not been run on a GPU yet, so where fla's
+    are right they are the ones to trust.
 
     Args:
         backend: that was asked for.
@@ -105,8 +106,8 @@ def choose(
         ValueError: the backend that was asked for by name cannot run.
     """
     reasons: dict[Literal["torch", "triton", "fla"], str | None] = {
-        "triton": _triton_unfit(device, dtype, key_width),
         "fla": _fla_unfit(device, dtype, decay),
+        "triton": _triton_unfit(device, dtype, key_width),
         "torch": None,
     }
     if backend == "auto":
@@ -152,10 +153,16 @@ def report() -> list[Choice]:
     fault = fla_decay_fault() if fla_runs else None
     chunked = "used for float32 and float64 only" if own_runs or fla_runs else "on a CPU"
     long_rows = "but for long rows in float32 on a CPU: element-wise work"
+    instead = "if asked for by name" if fla_runs and fault is None else None
+    if fla_runs and fault is not None:
+        instead = "with decay, in bfloat16 or float16"
     return [
-        Choice("delta_rule", "triton", own_runs, own or "CUDA, in bfloat16 or float16"),
+        Choice("delta_rule", "fla", fla_runs, fla or fault or "CUDA, in bfloat16 or float16"),
         Choice(
-            "delta_rule", "fla", fla_runs and not own_runs, fla or fault or "if asked for by name"
+            "delta_rule",
+            "triton",
+            own_runs and (not fla_runs or fault is not None),
+            own or instead or "CUDA, in bfloat16 or float16",
         ),
         Choice("delta_rule", "torch", not (own_runs or fla_runs), chunked + ", own backward"),
         Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),

@@ -56,7 +56,7 @@ def delta_rule(
             those. With this very tensor the Triton kernels store them as they pass.
         chunk_size: tokens of a chunk, for torch and Triton (16, 32 or 64, and 32 at most where
             keys are wider than 128).
-        backend: ``auto`` takes Triton kernels on CUDA for 16-bit inputs, torch otherwise; see
+        backend: ``auto`` takes Triton kernels on CUDA for 16-bit inputs, else torch; see
             :func:`refine_kernels.backends.choose`.
 
     Raises:

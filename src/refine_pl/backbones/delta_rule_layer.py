@@ -40,7 +40,7 @@ class DeltaRuleOptions(StackOptions):
         use_short_conv: convolve q, k and v.
         conv_size: taps of the convolutions.
         allow_neg_eigval: write strengths up to 2 instead of 1.
-        backend: of the recurrence; auto takes Triton kernels on CUDA in 16 bits, torch otherwise.
+        backend: of the recurrence; auto takes Triton kernels on CUDA in 16 bits, else torch.
     """
 
     fixed: ClassVar = {
