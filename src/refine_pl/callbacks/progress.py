@@ -9,16 +9,8 @@ from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from refine_pl.callbacks.bars import Bars, TaskID
 from refine_pl.task_records import TaskBatch
 from refine_pl.training.metrics import Metric, metrics
 from refine_pl.training.module import RefineModule
@@ -37,12 +29,21 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         self.line_every_s = line_every_s
         self._enabled = True
         self._console = Console(highlight=False)
-        self._bar: Progress | None = None
+        self._bar: Bars | None = None
         self._task: TaskID | None = None  # iterations of training, or rows of test and predict
         self._validation_task: TaskID | None = None
         self._total: int | None = None
         self._first = self._rows = self._tokens = 0
         self._line_at = self._started_at = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings: a terminal and a bar on it have locks, and belong to one process."""
+        return {"line_every_s": self.line_every_s, "_enabled": self._enabled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A bar like a new one, with the settings of the other."""
+        self.__init__(state["line_every_s"])  # type: ignore[misc]
+        self._enabled = state["_enabled"]
 
     @property
     def is_enabled(self) -> bool:
@@ -141,24 +142,14 @@ class ProgressBar(lightning_callbacks.ProgressBar):
         if not self._enabled or not self._console.is_terminal:
             return None
         if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.description:<12}"),  # bars stay in place when the stage changes
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[words]}"),
-                console=self._console,
-            )
+            self._bar = Bars(self._console)
             self._bar.start()
-        return self._bar.add_task(label, total=total, completed=done, words="")
+        return self._bar.add(label, total, done)
 
     def _show(self, label: str, done: int, words: list[str]) -> None:
         now = time.monotonic()
         if self._bar is not None and self._task is not None:
-            joined = "  ".join(words)
-            self._bar.update(self._task, description=label, completed=done, words=joined)
+            self._bar.show(self._task, label, done, words)
         elif now - self._line_at >= self.line_every_s or done == self._total:
             self._line_at = now
             total = "" if self._total is None else f"/{self._total}"
