@@ -7,7 +7,7 @@ from runs import RowsData, every_batch, module, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from refine_pl.callbacks import RolloutRecorder
-from refine_pl.callbacks.recorder import samples_table
+from refine_pl.callbacks.showing import samples_table
 from refine_pl.callbacks.summary import summary_table
 from refine_pl.figures.drawing import LIGHT, pixels
 from refine_pl.figures.plots import entropy_figure

@@ -1,36 +1,24 @@
-"""Rollouts for people: a table and a picture in TensorBoard, and the same samples as JSON lines."""
+"""Rollouts for people: a table and a picture in the loggers, and the same samples as JSON lines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from refine_pl.figures.drawing import LIGHT, pixels
-from refine_pl.figures.plots import entropy_figure
-from refine_pl.figures.text import markdown_table, plain
+from refine_pl.callbacks.showing import Sample, show_samples
 from refine_pl.records import Experience
 from refine_pl.selectors.base import segment_bounds, smooth
 from refine_pl.training.module import RefineModule
 from refine_pl.training.record_files import append_records, drop_later_lines
 from refine_pl.training.run_folder import ENTROPY, ROLLOUTS, EntropyMap, Position, Rollout
+from refine_pl.training.run_place import run_directory
 from refine_pl.training.schedule import find_schedule
 
 _DIGITS = 4  # after the point, of every entropy in the file
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One document of an iteration, with its rollouts."""
-
-    entropy: EntropyMap
-    positions: list[Position]
 
 
 class RolloutRecorder(Callback):
@@ -64,8 +52,7 @@ class RolloutRecorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder; every process must ask for it."""
-        folder = self.directory or trainer.log_dir
-        self._folder = Path(folder) if folder else None
+        self._folder = run_directory(trainer) if self.directory is None else Path(self.directory)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what will be written again."""
@@ -99,9 +86,7 @@ class RolloutRecorder(Callback):
             positions = (position for sample in samples for position in sample.positions)
             append_records(self._folder / ROLLOUTS, positions)
             append_records(self._folder / ENTROPY, (sample.entropy for sample in samples))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                write_to_tensorboard(logger.experiment, samples, pl_module.iteration)
+        show_samples(trainer.loggers, samples, pl_module.iteration)
 
     def _is_due(self, trainer: Trainer, module: RefineModule) -> bool:
         schedule = find_schedule(trainer)
@@ -168,28 +153,3 @@ def decode(module: RefineModule, tokens: list[int]) -> str:
     if module.tokenizer is None:
         return " ".join(str(token) for token in tokens)
     return str(module.tokenizer.decode(tokens))
-
-
-def write_to_tensorboard(writer: Any, samples: Sequence[Sample], iteration: int) -> None:
-    """One table of all samples, and one picture for each: ``[height, width, 4]`` uint8."""
-    table = "\n\n".join(samples_table(sample) for sample in samples)
-    writer.add_text("rollouts/table", table, iteration)
-    for i, sample in enumerate(samples):
-        tag = "rollouts/entropy" if len(samples) == 1 else f"rollouts/entropy_{i}"
-        picture = pixels(entropy_figure, LIGHT, data=sample.entropy)
-        writer.add_image(tag, picture, iteration, dataformats="HWC")
-
-
-def samples_table(sample: Sample) -> str:
-    """A Markdown table with a line for each rollout, in the order of the positions."""
-    parts = list(sample.positions[0].rollouts[0].parts) if sample.positions else []
-    names = ["position", "prefix", "target", "rollout", "reward", *parts, "advantage"]
-    rows = []
-    for row in sample.positions:
-        same = [str(row.position), plain(row.prefix), plain(row.target)]
-        for rollout in row.rollouts:
-            numbers = [f"{value:.3f}" for value in (rollout.reward, *rollout.parts.values())]
-            rows.append([*same, plain(rollout.text), *numbers, f"{rollout.advantage:+.2f}"])
-            same = [""] * 3  # below the first rollout of a position
-    title = f"**{plain(sample.entropy.document)}**"
-    return "\n".join([title, "", *markdown_table([plain(name) for name in names], rows)])

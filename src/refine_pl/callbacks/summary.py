@@ -12,12 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from refine_pl.callbacks.showing import looking_hints
 from refine_pl.errors import DataError
 from refine_pl.training.counters import Counters
 from refine_pl.training.metrics import closing_names, format_value, title_of
 from refine_pl.training.module import RefineModule
 from refine_pl.training.record_files import read_record, write_json
 from refine_pl.training.run_folder import SUMMARY, Summary, Validation, folder_of
+from refine_pl.training.run_place import run_directory
 from refine_pl.training.schedule import find_schedule
 
 
@@ -43,8 +45,7 @@ class RunSummary(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder; every process must ask for it."""
-        folder = trainer.log_dir
-        self._folder = Path(folder) if folder else None
+        self._folder = run_directory(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for a validation between the checkpoint and the next batch: it is not run again."""
@@ -80,8 +81,8 @@ class RunSummary(Callback):
             console.print(f"{label:<12} {text}", soft_wrap=True)
         if self._folder is not None:
             console.print(f"run folder   {self._folder}", soft_wrap=True)
-            command = f"tensorboard --logdir {self._folder.parent}"
-            console.print(f"look at it   {command}", soft_wrap=True)
+            for hint in looking_hints(trainer.loggers, self._folder):
+                console.print(f"look at it   {hint}", soft_wrap=True)
 
 
 def went_wrong(counters: Counters) -> list[tuple[str, str]]:

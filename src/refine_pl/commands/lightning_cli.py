@@ -40,6 +40,7 @@ from refine_pl.commands.config_sources import (
     read_sources,
 )
 from refine_pl.commands.finite_settings import refuse_not_finite
+from refine_pl.commands.logged_settings import show_settings
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.run_errors import explained, library_refuses, refused
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
@@ -52,6 +53,13 @@ from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
 from refine_pl.training.resuming import check_something_was_trained
 from refine_pl.training.stopping import last_checkpoint
+from refine_pl.training.run_folder import CONFIG
+from refine_pl.training.run_place import (
+    next_version,
+    refuse_taken,
+    refuse_taken_early,
+    run_directory,
+)
 from refine_pl.training.trusted_classes import classes_alone
 from refine_pl.whole_files import clean
 
@@ -83,6 +91,8 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
 }
 
+_WITH_FOLDER = ("fit", "validate")  # commands whose runs have a folder; that of answers is another
+
 _UNNEEDED_WARNINGS = (
     ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
     "The dirpath has changed",  # every run has a folder of its own: a resumed one saves elsewhere
@@ -112,22 +122,30 @@ class SaveConfigOnce(SaveConfigCallback):
     """Saves the resolved configuration in the run's folder, and never over another one."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml``; a run without a logger has no folder.
+        """Write ``config.yaml``, and give the loggers what it says.
 
         Raises:
-            ConfigError: the run's folder already holds one.
+            ConfigError: the run's folder already holds a run.
         """
-        try:
-            if trainer.loggers:
-                super().setup(trainer, pl_module, stage)
-        except RuntimeError as error:
-            if "NOT exist" not in str(error):
-                raise
-            raise ConfigError(
-                f"{trainer.log_dir} already holds a run",
-                where="trainer.logger",
-                way_out="leave trainer.logger.init_args.version out: runs are then numbered",
-            ) from error
+        if self.already_saved or stage not in _WITH_FOLDER:
+            return  # a folder of answers is Evaluation's
+        folder = run_directory(trainer)
+        refusal: UserError | None = None
+        if trainer.is_global_zero:
+            try:
+                refuse_taken(trainer, folder, trainer.ckpt_path)
+            except UserError as error:
+                refusal = error
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        self.already_saved = True
+        if trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+            for logger in trainer.loggers:
+                show_settings(logger, text)
 
 
 class RefineCLI(LightningCLI):
@@ -228,7 +246,7 @@ class RefineCLI(LightningCLI):
 
     def defaults_for(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Defaults that follow from what is given, by key."""
-        name = name_of_run(sources[:1]) or "refine"
+        name = self._run_name = name_of_run(sources[:1]) or "refine"
         logger = "lightning.pytorch.loggers.TensorBoardLogger"
         place = {"class_path": logger, "init_args": {"save_dir": "runs", "name": name}}
         defaults: dict[str, Any] = {"trainer.logger": place}
@@ -311,6 +329,11 @@ class RefineCLI(LightningCLI):
                 settings["strategy"] = build_part({"class_path": settings["strategy"]})
         if settings["devices"] == "auto" and (launch := launched()):
             settings["devices"] = launch.processes  # also where there are more devices, or none
+        if self._name in _WITH_FOLDER:
+            unlogged = settings["logger"] is False or settings["fast_dev_run"]
+            if unlogged and settings["default_root_dir"] is None:
+                # A folder as with a logger: the working directory is that of all runs.
+                settings["default_root_dir"] = str(next_version(Path("runs") / self._run_name))
         given = settings["callbacks"] or []
         given = [given] if isinstance(given, Callback) else given  # one needs no list
         self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
@@ -345,6 +368,8 @@ class RefineCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         ckpt_path = self._get(self.config, "ckpt_path")
         check_is_readable(ckpt_path, self.trainer.strategy)
+        if subcommand in _WITH_FOLDER:
+            refuse_taken_early(self.trainer, ckpt_path)
         if self._found and self.trainer.is_global_zero:
             sys.stdout.write(self._found)
         self.model.fresh_optimizer = self._get(self.config, "optimizer_state") == "fresh"

@@ -14,6 +14,7 @@ from typing import Any
 CONFIG = "config.yaml"  # the resolved settings of a run
 CHECKPOINTS = "checkpoints"  # the folder of them
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files
+CURVES = "metrics.csv"  # of CSVLogger
 SUMMARY = "summary.json"  # Summary
 ROLLOUTS = "rollouts.jsonl"  # a Position on each line
 ENTROPY = "entropy.jsonl"  # an EntropyMap on each line
