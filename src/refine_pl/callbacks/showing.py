@@ -121,7 +121,7 @@ def looking_hints(loggers: Sequence[Logger], folder: Path) -> Iterator[str]:
             yield str(Path(logger.log_dir) / CURVES)
         elif kind == "WandbLogger":
             run: Any = logger.experiment  # type: ignore[attr-defined]
-            place = getattr(run, "url", None)
+            place = None if getattr(run, "offline", False) else getattr(run, "url", None)
             yield place or f"wandb sync {Path(getattr(run, 'dir', folder)).parent}"
         elif kind == "MLFlowLogger":
             yield f"mlflow ui --backend-store-uri {logger._tracking_uri}"  # type: ignore[attr-defined]

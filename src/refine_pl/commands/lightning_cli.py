@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
@@ -330,10 +331,7 @@ class RefineCLI(LightningCLI):
         if settings["devices"] == "auto" and (launch := launched()):
             settings["devices"] = launch.processes  # also where there are more devices, or none
         if self._name in _WITH_FOLDER:
-            unlogged = settings["logger"] is False or settings["fast_dev_run"]
-            if unlogged and settings["default_root_dir"] is None:
-                # A folder as with a logger: the working directory is that of all runs.
-                settings["default_root_dir"] = str(next_version(Path("runs") / self._run_name))
+            self._place_run(settings)
         given = settings["callbacks"] or []
         given = [given] if isinstance(given, Callback) else given  # one needs no list
         self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
@@ -343,6 +341,18 @@ class RefineCLI(LightningCLI):
         if self._name == "fit":
             trainer.callbacks.append(Requeue())  # type: ignore[attr-defined]
         return trainer
+
+    def _place_run(self, settings: Any) -> None:
+        """A folder as with TensorBoard: the working directory, Lightning's, is that of all runs."""
+        if settings["default_root_dir"] is not None:
+            return
+        root = Path("runs") / self._run_name
+        logger = settings["logger"]
+        first = next(iter(logger), None) if isinstance(logger, list) else logger
+        if first in (False, None) or settings["fast_dev_run"]:
+            settings["default_root_dir"] = str(next_version(root))
+        elif isinstance(first, Logger) and first.save_dir is None:  # it makes folders below
+            settings["default_root_dir"] = str(root)
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
         """Those to add to the ones ``given`` in ``trainer.callbacks``."""

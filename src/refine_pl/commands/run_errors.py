@@ -39,7 +39,7 @@ def explained(ckpt_path: Any, interruption: Callable[[], str]) -> Iterator[None]
         yield
     except CheckpointException as error:
         raise unfit_shards(ckpt_path, error) from error
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
         # Some settings are only used during the run: those of the optimizer and the trainer's.
         *_, (last, _) = traceback.walk_tb(error.__traceback__)
         if (

@@ -42,6 +42,8 @@ from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
+from refine_pl.tokenizers import Tokenizer
+from refine_pl.training.callback_checks import check_callbacks
 from refine_pl.training.checks import (
     check_batch_size,
     check_precision,
@@ -202,6 +204,8 @@ class RefineModule(SavedModule):
             check_reward_names(self.refine_step.reward.names)
             check_update(self.sizes.update, self.refine_step.generator)
             check_manual_optimization(self.trainer)
+            own = type(self) is RefineModule
+            check_callbacks(self.trainer, own, self.refine_step.reward.names)
             check_precision(str(self.trainer.precision))
             if self._data.batch_size is not None:  # others know it only when they are set up
                 self._check_batch_size(self._data.batch_size)
