@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
@@ -41,9 +40,9 @@ from refine_pl.commands.config_sources import (
     read_sources,
 )
 from refine_pl.commands.finite_settings import refuse_not_finite
-from refine_pl.commands.logged_settings import show_settings
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.run_errors import explained, library_refuses, refused
+from refine_pl.commands.save_config import WITH_FOLDER, SaveConfigOnce, default_root
 from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.launch import launched, slurm_job
@@ -54,13 +53,7 @@ from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
 from refine_pl.training.resuming import check_something_was_trained
 from refine_pl.training.stopping import last_checkpoint
-from refine_pl.training.run_folder import CONFIG
-from refine_pl.training.run_place import (
-    next_version,
-    refuse_taken,
-    refuse_taken_early,
-    run_directory,
-)
+from refine_pl.training.run_place import refuse_taken_early
 from refine_pl.training.trusted_classes import classes_alone
 from refine_pl.whole_files import clean
 
@@ -92,7 +85,6 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
 }
 
-_WITH_FOLDER = ("fit", "validate")  # commands whose runs have a folder; that of answers is another
 
 _UNNEEDED_WARNINGS = (
     ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
@@ -117,36 +109,6 @@ def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
     (cli or RefineCLI)(argv)
     return 0
-
-
-class SaveConfigOnce(SaveConfigCallback):
-    """Saves the resolved configuration in the run's folder, and never over another one."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml``, and give the loggers what it says.
-
-        Raises:
-            ConfigError: the run's folder already holds a run.
-        """
-        if self.already_saved or stage not in _WITH_FOLDER:
-            return  # a folder of answers is Evaluation's
-        folder = run_directory(trainer)
-        refusal: UserError | None = None
-        if trainer.is_global_zero:
-            try:
-                refuse_taken(trainer, folder, trainer.ckpt_path)
-            except UserError as error:
-                refusal = error
-        refusal = trainer.strategy.broadcast(refusal)
-        if refusal is not None:
-            raise refusal
-        self.already_saved = True
-        if trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(text, encoding="utf-8")
-            for logger in trainer.loggers:
-                show_settings(logger, text)
 
 
 class RefineCLI(LightningCLI):
@@ -330,8 +292,8 @@ class RefineCLI(LightningCLI):
                 settings["strategy"] = build_part({"class_path": settings["strategy"]})
         if settings["devices"] == "auto" and (launch := launched()):
             settings["devices"] = launch.processes  # also where there are more devices, or none
-        if self._name in _WITH_FOLDER:
-            self._place_run(settings)
+        if self._name in WITH_FOLDER:
+            settings["default_root_dir"] = default_root(settings, self._run_name)
         given = settings["callbacks"] or []
         given = [given] if isinstance(given, Callback) else given  # one needs no list
         self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
@@ -341,18 +303,6 @@ class RefineCLI(LightningCLI):
         if self._name == "fit":
             trainer.callbacks.append(Requeue())  # type: ignore[attr-defined]
         return trainer
-
-    def _place_run(self, settings: Any) -> None:
-        """A folder as with TensorBoard: the working directory, Lightning's, is that of all runs."""
-        if settings["default_root_dir"] is not None:
-            return
-        root = Path("runs") / self._run_name
-        logger = settings["logger"]
-        first = next(iter(logger), None) if isinstance(logger, list) else logger
-        if first in (False, None) or settings["fast_dev_run"]:
-            settings["default_root_dir"] = str(next_version(root))
-        elif isinstance(first, Logger) and first.save_dir is None:  # it makes folders below
-            settings["default_root_dir"] = str(root)
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
         """Those to add to the ones ``given`` in ``trainer.callbacks``."""
@@ -378,7 +328,7 @@ class RefineCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         ckpt_path = self._get(self.config, "ckpt_path")
         check_is_readable(ckpt_path, self.trainer.strategy)
-        if subcommand in _WITH_FOLDER:
+        if subcommand in WITH_FOLDER:
             refuse_taken_early(self.trainer, ckpt_path)
         if self._found and self.trainer.is_global_zero:
             sys.stdout.write(self._found)

@@ -40,11 +40,14 @@ def refuse_taken(trainer: Trainer, folder: Path, checkpoint: str | Path | None) 
         trainer: with the loggers of the new run.
         folder: the run folder that it would have.
         checkpoint: that it goes on from. One in this very folder shows that the run is the same:
-            a sweep, which takes the old settings out first, goes on in the folder of a run.
+            a sweep, which takes the old settings out first, goes on in the folder of a run. So
+            does a job that is queued again and has no logger: its checkpoint lies beside the rest.
 
     Raises:
         ConfigError: naming what is there.
     """
+    if checkpoint is not None and Path(checkpoint).absolute().parent == folder.absolute():
+        return
     names: tuple[str, ...] = (CONFIG, *TRAINING_FILES, CURVES, CHECKPOINTS)
     if checkpoint is not None and folder_of(checkpoint) == folder.absolute():
         names = (CONFIG,)
