@@ -52,8 +52,8 @@ from refine_pl.training.checkpoint_files import save_whole
 from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
 from refine_pl.training.resuming import check_something_was_trained
-from refine_pl.training.stopping import last_checkpoint
 from refine_pl.training.run_place import refuse_taken_early
+from refine_pl.training.stopping import last_checkpoint
 from refine_pl.training.trusted_classes import classes_alone
 from refine_pl.whole_files import clean
 

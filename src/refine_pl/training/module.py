@@ -42,7 +42,6 @@ from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
-from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.callback_checks import check_callbacks
 from refine_pl.training.checks import (
     check_batch_size,
