@@ -275,3 +275,17 @@ def test_an_installed_tracker_is_given_what_the_fake_is():
     assert {"log_text", "log_image", "log_hyperparams"} <= set(dir(WandbLogger))
     assert {"run_id", "experiment", "log_hyperparams"} <= set(dir(MLFlowLogger))
     assert not hasattr(CSVLogger, "log_image")
+
+
+def test_a_job_that_is_queued_again_goes_on_in_its_folder(workplace):
+    """Without a logger it is the folder that the checkpoint of the first job lies in."""
+    options = ["--trainer.default_root_dir", "job"]
+    assert workplace(False, *options).code == 0
+    (checkpoint, *_) = Path("job/checkpoints").glob("*.ckpt")
+    assert workplace(False, *options, "--ckpt_path", checkpoint).code == 2
+    saved = checkpoint.rename("job/hpc_ckpt_1.ckpt")
+    longer = ["--schedule.stages.refine.iterations", "2"]
+    again = workplace(False, *options, *longer, "--ckpt_path", saved)
+    assert again.code == 0, again.stderr
+    lines = Path("job/rollouts.jsonl").read_text().splitlines()
+    assert {json.loads(line)["iteration"] for line in lines} == {1, 2}

@@ -35,7 +35,7 @@ class SaveConfigOnce(SaveConfigCallback):
         refusal: UserError | None = None
         if trainer.is_global_zero:
             try:
-                refuse_taken(trainer, folder, trainer.ckpt_path)
+                refuse_taken(trainer, folder, self.config.get("ckpt_path"))
             except UserError as error:
                 refusal = error
         refusal = trainer.strategy.broadcast(refusal)
