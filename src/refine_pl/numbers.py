@@ -19,6 +19,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, int, in
         values = local.detach()
         if not values.is_floating_point() or values.is_meta or not values.numel():
             continue
+        if values.layout is not torch.strided:  # those it does not store are 0
+            values = values.coalesce().values() if values.is_sparse else values.values()
         if values.element_size() < 2:  # the small types lack the operation
             values = values.float()
         # One pass without a mask in memory; NaN and infinities show in one of the two.

@@ -146,6 +146,7 @@ def test_the_users_configuration_can(workplace, how):
             "function": FUNCTION,
             "reads": "texts",
             "weight": 2.0,
+            "on_error": "stop",
         }
         assert sum(sys.modules["own_reward_functions"].calls) > 0
 

@@ -84,6 +84,7 @@ def test_a_resume_cleans_the_folder_that_it_starts_from(workplace):
     (folder / f"{living}.scratch").write_text("half")
     put_aside = folder / f"{dead}.old"
     (folder / "last.ckpt").rename(put_aside)  # as a sharded one is, for a moment
-    outcome = run("fit", "--config", "c.yaml", "--ckpt_path", folder / "last.ckpt")
+    longer = ["--trainer.max_epochs", "2"]
+    outcome = run("fit", "--config", "c.yaml", "--ckpt_path", folder / "last.ckpt", *longer)
     assert outcome.code == 0, outcome.stderr
     assert {p.name for p in folder.iterdir()} == {"last.ckpt", f"{living}.scratch"}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refine_pl.data import Corpus, Files, HubDataset, StandardLibrary
-from refine_pl.data.cache_files import file_hash
+from refine_pl.data.cache_files import _remembered, file_hash
 from refine_pl.errors import DataError
 
 
@@ -273,8 +273,12 @@ def test_hash_of_an_unchanged_large_file_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr("refine_pl.data.cache_files._SETTLED_S", -1.0)
     assert file_hash(path, memo) == first
     (kept,) = memo.iterdir()
-    kept.write_text("0" * 32)
-    assert file_hash(path, memo) == "0" * 32  # it is read back
+    forged = "0" * 32
+    kept.write_text(_remembered(kept.name, forged))
+    assert file_hash(path, memo) == forged  # it is read back
+    kept.write_text(forged)
+    assert file_hash(path, memo) == first  # and not if another wrote it
+    kept.write_text(_remembered(kept.name, forged))
     kept.write_text("0")
     assert file_hash(path, memo) == first  # and not if it was cut off
     times = path.stat()

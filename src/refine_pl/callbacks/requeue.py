@@ -31,6 +31,10 @@ def newest_of_job(folder: str | Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+class EndOfJob(SystemExit):
+    """The time of the job is up, and the run was saved."""
+
+
 class Requeue(Callback):
     """Goes on in a new run of the same job, from the very iteration, when the scheduler signals.
 
@@ -98,7 +102,7 @@ class Requeue(Callback):
                     f"continue with --ckpt_path {path}"
                 )
             print(text, flush=True)  # noqa: T201
-        raise SystemExit(trainer.strategy.broadcast(code))
+        raise EndOfJob(trainer.strategy.broadcast(code))
 
 
 def _numbered(folder: Path) -> dict[int, Path]:

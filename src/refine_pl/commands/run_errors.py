@@ -13,6 +13,7 @@ from torch.distributed import DistError
 from torch.distributed.checkpoint import CheckpointException
 from torch.optim import Optimizer
 
+from refine_pl.callbacks.requeue import EndOfJob
 from refine_pl.commands.checkpoints import unfit_shards
 from refine_pl.errors import ConfigError, LostProcessError, UserError
 from refine_pl.interrupts import Interrupted
@@ -59,7 +60,7 @@ def explained(ckpt_path: Any, interruption: Callable[[], str]) -> Iterator[None]
         if isinstance(cause, KeyboardInterrupt):
             signum = cause.signum if isinstance(cause, Interrupted) else signal.SIGINT
             raise Interrupted(signum, interruption()) from None
-        if stop.code in (0, None):
+        if stop.code in (0, None) and not isinstance(stop, EndOfJob):
             raise _left_early(stop) from stop
         raise
 

@@ -195,6 +195,7 @@ class Updater:
         """The rollouts of a micro-batch, from a pass that was made already if there is one."""
         prefill = None if reading is None else reading.prefill()
         random = self._random(rows, purpose)
+        observe = self.observe
         try:
             with self.autocast():
                 experience = self.step.draw(
@@ -202,11 +203,11 @@ class Updater:
                 )
         except NotFiniteError:
             # The update's gradient is then not finite either, on all processes.
-            experience = self._without_rollouts(rows)
+            experience, observe = self._without_rollouts(rows), None
         step = self.step
         tally_experience(self.tally, experience, step.advantage.group_by, step.reward.faults)
-        if self.observe is not None and bool(experience.rollouts.valid.any()):
-            self.observe(experience)
+        if observe is not None:
+            observe(experience)
         return experience
 
     def _agree(self, failed: StopError | None) -> None:
