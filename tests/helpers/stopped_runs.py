@@ -10,7 +10,8 @@ from runs import Curve, RowsData, module, trainer
 
 from refine_pl.interrupts import Interrupted, heeded
 from refine_pl.training.checkpoint_files import save_whole
-from refine_pl.training.interruption import Interruption, SignalConnector, last_checkpoint
+from refine_pl.training.interruption import Interruption, SignalConnector
+from refine_pl.training.stopping import last_checkpoint
 
 
 class Asks(Callback):
