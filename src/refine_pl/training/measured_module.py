@@ -87,6 +87,11 @@ class MeasuredModule(LightningModule):
             check_finite_weights(self.policy.named_parameters(), where, "an earlier checkpoint")
         except CheckpointError as error:
             failed = error
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            # A process without a batch does not come here, and the others must not wait for it.
+            if failed is not None:
+                raise failed
+            return
         number = torch.tensor(float(failed is not None), device=self.device)
         if float(processes_of(self.trainer).total(number)):
             raise failed or CheckpointError(
