@@ -2,8 +2,24 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run side by side; threads that wait for each other on busy processors are far slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_OF_A_LAUNCH = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _not_of_a_launch():
+    """A trainer of several processes leaves its place among them in the environment."""
+    before = {name: os.environ.get(name) for name in _OF_A_LAUNCH}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
