@@ -16,10 +16,5 @@ _OF_A_LAUNCH = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_
 @pytest.fixture(autouse=True)
 def _not_of_a_launch():
     """A trainer of several processes leaves its place among them in the environment."""
-    before = {name: os.environ.get(name) for name in _OF_A_LAUNCH}
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    for name in _OF_A_LAUNCH:
+        os.environ.pop(name, None)

@@ -288,7 +288,7 @@ def test_disks_that_refuse(workplace, monkeypatch, number):
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number), "runs/c/config.yaml")
 
-    monkeypatch.setattr("lightning.pytorch.cli.SaveConfigCallback.setup", refuse)
+    monkeypatch.setattr("refine_pl.commands.save_config.replace_file", refuse)
     assert f"runs/c/config.yaml: {os.strerror(number)}" in refused({})
 
 
