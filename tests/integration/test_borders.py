@@ -30,7 +30,8 @@ def refusal(*argv):
     outcome = run(*argv)
     assert outcome.code == 2, outcome.stderr
     assert "Traceback" not in outcome.stderr
-    return " ".join(outcome.stderr[outcome.stderr.index("error: ") :].split())
+    text = " ".join(outcome.stderr.split())  # a long path may begin a line of its own
+    return text[text.index("error: ") :]
 
 
 def refused(edits, *options):
