@@ -1,40 +1,17 @@
 """flash-linear-attention without a GPU: its Triton kernels in Triton's interpreter, on the CPU.
 
 The interpreter must be chosen before triton is imported, and what is changed here stays changed:
-both belong in a process of their own, which ``run`` starts and ``prepare`` sets up. 16 bits are of
-no use there: products of bfloat16 come out wrong.
+both belong in a process of their own, which ``interpreted.run`` starts and ``prepare`` sets up. 16
+bits are of no use there: products of bfloat16 come out wrong.
 """
 
 import ast
 import importlib
 import inspect
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
-
-
-def run(script, *arguments):
-    """What ``script`` prints as JSON in its last line, run with the interpreter chosen."""
-    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    chosen = {
-        "TRITON_INTERPRET": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(path),
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        env={**os.environ, **chosen},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+from interpreted import patch_the_language_once
 
 
 def prepare():
@@ -43,7 +20,7 @@ def prepare():
     torch.set_num_threads(1)
     _take_the_first_configuration()
     _count_loops_in_tensors()
-    _patch_the_language_once()
+    patch_the_language_once()
     _allow_float32()
     _allow_the_cpu()
 
@@ -78,28 +55,6 @@ def _count_loops_in_tensors():
 
     interpreter._tensor_range = tensor_range  # kernels see the interpreter's global names
     interpreter.ASTTransformer.visit_For = visit_for
-
-
-def _patch_the_language_once():
-    """The interpreter does so at every call inside a kernel, which takes most of its time."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    patch, patched = interpreter._patch_lang, set()
-
-    class Kept:
-        def restore(self):
-            """Nothing else runs in this process."""
-
-    def patch_once(function):
-        seen = function.__globals__.values()
-        languages = tuple(any(value is lang for value in seen) for lang in (tl, tl.core))
-        if languages not in patched:
-            patch(function)
-            patched.add(languages)
-        return Kept()
-
-    interpreter._patch_lang = patch_once
 
 
 def _allow_float32():

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 
+import interpreted
 import interpreted_fla
 import pytest
 import torch
@@ -39,7 +40,7 @@ CLOSE_GRADIENT = 1e-4  # sums over all tokens, some of them nearly zero
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_models(kind):
     pytest.importorskip("triton")
-    errors = interpreted_fla.run(__file__, kind)
+    errors = interpreted.run(__file__, kind)
     assert all(error < CLOSE for error in errors["exported"]), errors
     assert len(errors["exported"]) == len(OPTIONS[kind])
     assert errors["one weight changed"] > 100 * CLOSE
@@ -51,7 +52,7 @@ def test_models(kind):
 
 def test_our_path_through_its_kernels():
     pytest.importorskip("triton")
-    errors = interpreted_fla.run(__file__, "delta_rule")
+    errors = interpreted.run(__file__, "delta_rule")
     compared = {"output", "state", "states", "dq", "dk", "dv", "dbeta", "dinitial_state"}
     assert errors["no decay"].keys() == compared
     assert errors["decay"].keys() == compared | {"dlog_decay"}
