@@ -191,10 +191,11 @@ def test_values_that_libraries_stumble_over(workplace, edits, says):
 
 def test_the_check_of_memory_draws_no_random_numbers():
     from refine_pl.backbones.options import StackOptions
-    from refine_pl.backbones.stack import RMSNorm, _check_memory
+    from refine_pl.backbones.stack import Block, _check_memory
 
     state = torch.get_rng_state()
-    _check_memory(StackOptions(), lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), RMSNorm(8, 1)))
+    options = StackOptions(hidden_size=8)
+    _check_memory(options, lambda _: Block(torch.nn.Linear(8, 8), options))
     assert torch.equal(state, torch.get_rng_state())
 
 

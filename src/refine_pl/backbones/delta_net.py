@@ -5,14 +5,14 @@ S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T,   o_t = S_t^T q_t / sqrt(d_k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions
+from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions, DeltaRuleShape
 from refine_pl.backbones.options import whole
 from refine_pl.backbones.stack import StackedLM
 
@@ -54,6 +54,11 @@ class DeltaNetOptions(DeltaRuleOptions):
         """Of a head."""
         return self._head_width("expand_v")
 
+    @property
+    def shape(self) -> DeltaRuleShape:
+        """What the mixers are made from."""
+        return replace(super().shape, learned_strengths=self.use_beta)
+
     def _head_width(self, expand: str) -> int:
         hidden_size, factor, heads = self.hidden_size, getattr(self, expand), self.num_heads
         return whole(
@@ -67,17 +72,14 @@ class DeltaNetMixer(DeltaRuleMixer):
     """The mixer of one DeltaNet layer."""
 
     def __init__(self, options: DeltaNetOptions) -> None:
-        super().__init__(options, silu_qk=options.qk_activation == "silu")
+        super().__init__(options.shape, silu_qk=options.qk_activation == "silu")
         self.qk_activation, self.qk_norm = options.qk_activation, options.qk_norm
         self.normalize_qk = options.qk_norm == "l2"
 
-    def add_strengths(self, options: DeltaRuleOptions) -> None:
+    def add_strengths(self, shape: DeltaRuleShape) -> None:
         """See :class:`DeltaRuleMixer`."""
-        assert isinstance(options, DeltaNetOptions)
-        heads = options.num_heads
-        self.b_proj = (
-            nn.Linear(options.hidden_size, heads, bias=False) if options.use_beta else None
-        )
+        size = shape.hidden_size, shape.num_heads
+        self.b_proj = nn.Linear(*size, bias=False) if shape.learned_strengths else None
 
     def strengths(self, x: Tensor) -> tuple[Tensor, None]:
         """See :class:`DeltaRuleMixer`."""

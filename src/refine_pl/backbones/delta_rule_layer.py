@@ -87,6 +87,39 @@ class DeltaRuleOptions(StackOptions):
         """Heads of v."""
         return self.num_heads
 
+    @property
+    def shape(self) -> DeltaRuleShape:
+        """What the mixers are made from."""
+        return DeltaRuleShape(
+            hidden_size=self.hidden_size,
+            num_heads=self.num_heads,
+            value_heads=self.value_heads,
+            key_width=self.key_width,
+            value_width=self.value_width,
+            conv_size=self.conv_size if self.use_short_conv else None,
+            use_gate=self.use_gate,
+            strength_scale=2.0 if self.allow_neg_eigval else 1.0,
+            norm_eps=self.norm_eps,
+            backend=self.backend,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaRuleShape:
+    """What the mixer of one layer is made from, under whatever names a model's options have it."""
+
+    hidden_size: int
+    num_heads: int  # of q and k
+    value_heads: int
+    key_width: int  # of a head
+    value_width: int
+    conv_size: int | None  # None: no convolutions
+    use_gate: bool
+    strength_scale: float  # largest write strength
+    norm_eps: float
+    backend: DeltaBackend
+    learned_strengths: bool = True
+
 
 @dataclass(frozen=True, slots=True)
 class DeltaRuleState(LayerState):
@@ -122,16 +155,14 @@ class DeltaRuleLayerTrail(LayerTrail):
         return DeltaRuleState(SharedState(matrix), self.convs.at(positions))
 
 
-class _Projected(NamedTuple):
-    """What a token brings to the recurrence, ``[rows, tokens, ...]``."""
+class _Read(NamedTuple):
+    """What a token brings, ``[rows, tokens, ...]``, before the convolutions."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    inputs: tuple[Tensor, ...]  # each [rows, tokens, channels]
     beta: Tensor  # [rows, tokens, heads]
     log_decay: Tensor | None  # [rows, tokens, heads]
 
-    def masked(self, mask: Tensor) -> _Projected:
+    def masked(self, mask: Tensor) -> _Read:
         """The same, where tokens outside of ``mask [rows, tokens]`` write and forget nothing."""
         decay, real = self.log_decay, mask[..., None]
         decay = None if decay is None else decay * real.to(decay.dtype)
@@ -152,54 +183,48 @@ class ShortConv(nn.Module):
         return short_conv(x, self.weight, tail=tail, silu=self.silu)
 
 
-class DeltaRuleMixer(Mixer):
-    """Projections, convolutions, the delta rule, a gated output norm and a projection.
+class DeltaRuleCore(Mixer):
+    """The delta rule over sequences, and over forks from their states.
 
-    Subclasses say how strongly a token writes and how much it forgets (:meth:`add_strengths` and
-    :meth:`strengths`), and what happens to q and k (:meth:`activate`). All rows, sequences and
-    forks, are projected at once; the recurrence of the sequences comes first, and the forks start
-    from its states.
-
-    Args:
-        options: of the model.
-        silu_qk: q and k are activated by SiLU, as v is.
+    Subclasses own the parameters, and say what tokens bring (:meth:`project`, :meth:`strengths`),
+    what enters the recurrence (:meth:`convolve`, :meth:`activate`) and what becomes of its output
+    (:meth:`leave`). All rows, sequences and forks, are projected at once; the recurrence of the
+    sequences comes first, and the forks start from its states.
     """
 
-    def __init__(self, options: DeltaRuleOptions, silu_qk: bool = True) -> None:
+    def __init__(self, shape: DeltaRuleShape) -> None:
         super().__init__()
-        hidden_size, width = options.hidden_size, options.conv_size
-        self.num_heads, self.num_value_heads = options.num_heads, options.value_heads
-        self.key_width, self.value_width = options.key_width, options.value_width
-        key_size = self.num_heads * self.key_width
-        value_size = self.num_value_heads * self.value_width
-        self.silu_qk, self.normalize_qk = silu_qk, True
-        self.activate_gate: Callable[[Tensor], Tensor] = F.silu
-        self.strength_scale = 2.0 if options.allow_neg_eigval else 1.0
-        self.backend: DeltaBackend = options.backend
-        self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
-        self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
-        self.add_strengths(options)
-        self.has_convs, self.conv_size = options.use_short_conv, width
-        if self.has_convs:
-            self.q_conv1d = ShortConv(key_size, width, silu_qk)
-            self.k_conv1d = ShortConv(key_size, width, silu_qk)
-            self.v_conv1d = ShortConv(value_size, width, True)
-        self.g_proj = nn.Linear(hidden_size, value_size, bias=False) if options.use_gate else None
-        self.o_norm = RMSNorm(self.value_width, options.norm_eps)
-        self.o_proj = nn.Linear(value_size, hidden_size, bias=False)
+        self.num_heads, self.num_value_heads = shape.num_heads, shape.value_heads
+        self.key_width, self.value_width = shape.key_width, shape.value_width
+        self.normalize_qk = True
+        self.has_convs, self.conv_size = shape.conv_size is not None, shape.conv_size or 1
+        self.strength_scale = shape.strength_scale
+        self.backend: DeltaBackend = shape.backend
 
     @abstractmethod
-    def add_strengths(self, options: DeltaRuleOptions) -> None:
-        """Create the parameters of :meth:`strengths`."""
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Of ``x [M, D]`` what enters the convolutions, each ``[M, channels]``."""
 
     @abstractmethod
     def strengths(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of ``x [M, D]`` the write strengths ``[M, H]``, 0 to 1, and the log-decay ``[M, H]``."""
 
     @abstractmethod
+    def convolve(
+        self, inputs: tuple[Tensor, ...], tails: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs ``[R, t, channels]`` to activated q, k and v ``[R, t, heads * width]``.
+
+        ``tails`` are the ``conv_size - 1`` inputs before the first; empty ones are zeros.
+        """
+
+    @abstractmethod
     def activate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """``q, k [R, t, heads, K]`` as they enter the recurrence, one head for each of v's."""
+
+    @abstractmethod
+    def leave(self, output: Tensor, x: Tensor) -> Tensor:
+        """The recurrence's output ``[M, H, V]`` and the mixer's input to ``[M, D]``."""
 
     def forward(
         self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
@@ -207,13 +232,12 @@ class DeltaRuleMixer(Mixer):
         """Mix tokens; see :class:`Mixer`."""
         assert state is None or isinstance(state, DeltaRuleState)
         beta, log_decay = self.strengths(x)
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        main, fork = layout.split(_Projected(q, k, v, beta * self.strength_scale, log_decay))
+        main, fork = layout.split(_Read(self.project(x), beta * self.strength_scale, log_decay))
         if layout.mask is not None:
             main = main.masked(layout.mask)
         tails = () if state is None else state.tails
         inputs = self._enter(main, tails)
-        convs = _ConvInputs(tuple(main[:3]) if self.has_convs else (), tails, self.conv_size)
+        convs = _ConvInputs(main.inputs if self.has_convs else (), tails, self.conv_size)
         short = layout.length < SHORT and not keep_trail and layout.forks is None
         trail = None
         if state is not None and short:
@@ -238,27 +262,75 @@ class DeltaRuleMixer(Mixer):
             fork_output, _ = delta_rule_shared(
                 *self._enter(fork, forked.tails), forked.rule, normalize_qk=self.normalize_qk
             )
-        y = self._leave(layout.join(output, fork_output), x)
+        y = self.leave(layout.join(output, fork_output), x)
         return y, after, trail if keep_trail else None
 
-    def _enter(self, tokens: _Projected, tails: tuple[Tensor, ...]) -> _Projected:
-        """Projections ``[R, t, channels]`` to what enters the recurrence ``[R, t, H, width]``."""
-        q, k, v, beta, log_decay = tokens
+    def _enter(
+        self, tokens: _Read, tails: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """What enters the recurrence: q, k, v ``[R, t, H, width]``, beta, log-decay."""
+        q, k, v = self.convolve(tokens.inputs, tails)
+        q = q.unflatten(-1, (self.num_heads, self.key_width))
+        k = k.unflatten(-1, (self.num_heads, self.key_width))
+        v = v.unflatten(-1, (self.num_value_heads, self.value_width))
+        return *self.activate(q, k), v, tokens.beta, tokens.log_decay
+
+
+class DeltaRuleMixer(DeltaRuleCore):
+    """The mixer of flash-linear-attention's models: projections and convolutions for q, k and v.
+
+    Subclasses say how strongly a token writes and how much it forgets (:meth:`add_strengths` and
+    :meth:`strengths`), and what happens to q and k (:meth:`activate`).
+
+    Args:
+        shape: of the layer.
+        silu_qk: q and k are activated by SiLU, as v is.
+    """
+
+    def __init__(self, shape: DeltaRuleShape, silu_qk: bool = True) -> None:
+        super().__init__(shape)
+        hidden_size, width = shape.hidden_size, shape.conv_size
+        key_size = shape.num_heads * shape.key_width
+        value_size = shape.value_heads * shape.value_width
+        self.silu_qk = silu_qk
+        self.activate_gate: Callable[[Tensor], Tensor] = F.silu
+        self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
+        self.add_strengths(shape)
+        if width is not None:
+            self.q_conv1d = ShortConv(key_size, width, silu_qk)
+            self.k_conv1d = ShortConv(key_size, width, silu_qk)
+            self.v_conv1d = ShortConv(value_size, width, True)
+        self.g_proj = nn.Linear(hidden_size, value_size, bias=False) if shape.use_gate else None
+        self.o_norm = RMSNorm(shape.value_width, shape.norm_eps)
+        self.o_proj = nn.Linear(value_size, hidden_size, bias=False)
+
+    @abstractmethod
+    def add_strengths(self, shape: DeltaRuleShape) -> None:
+        """Create the parameters of :meth:`strengths`."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`DeltaRuleCore`."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def convolve(
+        self, inputs: tuple[Tensor, ...], tails: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`DeltaRuleCore`."""
+        q, k, v = inputs
         if self.has_convs:  # they bring their own SiLU
             convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-            each = zip_longest(convs, (q, k, v), tails)
+            each = zip_longest(convs, inputs, tails)
             q, k, v = (conv(x, tail) for conv, x, tail in each)
         else:
             v = F.silu(v)
             if self.silu_qk:
                 q, k = F.silu(q), F.silu(k)
-        q = q.unflatten(-1, (self.num_heads, self.key_width))
-        k = k.unflatten(-1, (self.num_heads, self.key_width))
-        v = v.unflatten(-1, (self.num_value_heads, self.value_width))
-        return _Projected(*self.activate(q, k), v, beta, log_decay)
+        return q, k, v
 
-    def _leave(self, output: Tensor, x: Tensor) -> Tensor:
-        """The recurrence's output ``[M, H, V]`` and the mixer's input to ``[M, D]``."""
+    def leave(self, output: Tensor, x: Tensor) -> Tensor:
+        """See :class:`DeltaRuleCore`."""
         output = self.o_norm(output)
         if self.g_proj is not None:
             output = output * self.activate_gate(self.g_proj(x).view_as(output))

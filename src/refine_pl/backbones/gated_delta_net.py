@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions
+from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions, DeltaRuleShape
 from refine_pl.backbones.options import whole
 from refine_pl.backbones.stack import StackedLM
 from refine_pl.errors import ConfigError
@@ -74,43 +74,59 @@ class GatedDeltaNetOptions(DeltaRuleOptions):
         return heads
 
 
-class GatedDeltaNetMixer(DeltaRuleMixer):
-    """The mixer of one GatedDeltaNet layer."""
+class GatedDeltaRuleMixer(DeltaRuleMixer):
+    """The mixer of one layer, made from its shape alone."""
 
-    def __init__(self, options: GatedDeltaNetOptions) -> None:
-        super().__init__(options)
-        if options.output_gate_activation == "sigmoid":
-            self.activate_gate = torch.sigmoid
-        self._initialize_decay()
+    def __init__(self, shape: DeltaRuleShape) -> None:
+        super().__init__(shape)
+        initialize_decay(self.A_log, self.dt_bias)
 
-    def add_strengths(self, options: DeltaRuleOptions) -> None:
+    def add_strengths(self, shape: DeltaRuleShape) -> None:
         """See :class:`DeltaRuleMixer`."""
-        heads = options.value_heads
-        self.a_proj = nn.Linear(options.hidden_size, heads, bias=False)
-        self.b_proj = nn.Linear(options.hidden_size, heads, bias=False)
+        heads = shape.value_heads
+        self.a_proj = nn.Linear(shape.hidden_size, heads, bias=False)
+        self.b_proj = nn.Linear(shape.hidden_size, heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
 
-    @torch.no_grad()
-    def _initialize_decay(self) -> None:
-        self.A_log.uniform_(0, _MAX_RATE).log_()
-        self.dt_bias.uniform_(math.log(_MIN_STEP), math.log(_MAX_STEP)).exp_()
-        self.dt_bias.add_((-torch.expm1(-self.dt_bias)).log())  # the inverse of softplus
-
     def strengths(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`DeltaRuleMixer`."""
-        beta = self.b_proj(x).sigmoid()
-        # Sums of many decays are taken: never in 16 bits.
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        step = F.softplus(self.a_proj(x).to(dtype) + self.dt_bias.to(dtype))
-        return beta, -self.A_log.to(dtype).exp() * step
+        """See :class:`DeltaRuleCore`."""
+        return self.b_proj(x).sigmoid(), log_decay(self.a_proj(x), self.A_log, self.dt_bias)
 
     def activate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Value heads next to each other share q and k."""
-        served = self.num_value_heads // self.num_heads
-        if served > 1:
-            q, k = q.repeat_interleave(served, -2), k.repeat_interleave(served, -2)
-        return q, k
+        return shared_heads(self.num_value_heads // self.num_heads, q, k)
+
+
+class GatedDeltaNetMixer(GatedDeltaRuleMixer):
+    """The mixer of one GatedDeltaNet layer."""
+
+    def __init__(self, options: GatedDeltaNetOptions) -> None:
+        super().__init__(options.shape)
+        if options.output_gate_activation == "sigmoid":
+            self.activate_gate = torch.sigmoid
+
+
+def shared_heads(served: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """``q, k [..., heads, K]``, each head once for every one of the ``served`` value heads."""
+    if served > 1:
+        q, k = q.repeat_interleave(served, -2), k.repeat_interleave(served, -2)
+    return q, k
+
+
+def log_decay(a: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
+    """``-e^{A_log} softplus(a + dt_bias)`` of ``a [M, H]``."""
+    # Sums of many decays are taken: never in 16 bits.
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return -a_log.to(dtype).exp() * F.softplus(a.to(dtype) + dt_bias.to(dtype))
+
+
+@torch.no_grad()
+def initialize_decay(a_log: Tensor, dt_bias: Tensor) -> None:
+    """Fresh decays, as published."""
+    a_log.uniform_(0, _MAX_RATE).log_()
+    dt_bias.uniform_(math.log(_MIN_STEP), math.log(_MAX_STEP)).exp_()
+    dt_bias.add_((-torch.expm1(-dt_bias)).log())  # the inverse of softplus
 
 
 class GatedDeltaNet(StackedLM):

@@ -7,6 +7,7 @@ One dataclass per model states each field and its default once: the constructor,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_type_hints
 
@@ -20,8 +21,8 @@ _UNPUBLISHED = ("activation_checkpointing", "backend", "idle")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackOptions:
-    """Options of every stack of blocks.
+class ModelOptions(ABC):
+    """Options of every model that is a stack of blocks.
 
     Subclasses add fields, under their published names, and set the class attributes: ``model_type``
     and ``architecture``, as published; ``fixed``, published fields of which only the first of the
@@ -33,9 +34,6 @@ class StackOptions:
         vocab_size: number of tokens.
         hidden_size: model width ``D``.
         num_hidden_layers: number of blocks.
-        hidden_ratio: MLP width in model widths (times two thirds, rounded up to 256).
-        intermediate_size: MLP width; computed from ``hidden_ratio`` if left out.
-        norm_eps: of the blocks' norms.
         tie_word_embeddings: use the embeddings as the head's weight.
         initializer_range: standard deviation of fresh weights.
         bos_token_id: written to exported configurations.
@@ -58,18 +56,11 @@ class StackOptions:
     fixed: ClassVar[dict[str, tuple[tuple[object, ...], str]]] = {
         "hidden_act": (("swish", "silu"), "the MLP is a SwiGLU"),
     }
-    without_effect: ClassVar[dict[str, Any]] = {
-        "use_cache": True,
-        "fuse_norm": True,
-        "fuse_swiglu": True,
-        "fuse_cross_entropy": True,
-    }
+    without_effect: ClassVar[dict[str, Any]] = {"use_cache": True}
     unused_weights: ClassVar[str | None] = None
     # What is far beyond every use is a slip, and must not end as an overflow or a full memory.
     most: ClassVar[dict[str, float]] = {
         "num_hidden_layers": 2**10,
-        "hidden_ratio": 2**10,
-        "norm_eps": 1,
         "initializer_range": 100,
         "max_position_embeddings": 2**40,
     }
@@ -77,9 +68,6 @@ class StackOptions:
     vocab_size: PositiveInt = 32000
     hidden_size: PositiveInt = 2048
     num_hidden_layers: PositiveInt = 24
-    hidden_ratio: PositiveFloat | None = 4
-    intermediate_size: PositiveInt | None = None
-    norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     initializer_range: PositiveFloat = 0.02
     bos_token_id: int | None = 1
@@ -93,11 +81,6 @@ class StackOptions:
         hints = get_type_hints(type(self))
         for name in (field.name for field in fields(self)):
             check_value(name, getattr(self, name), hints[name], self.most.get(name, MOST))
-        if not 1 <= self.mlp_width <= MOST:
-            raise ConfigError(
-                f"hidden_ratio={self.hidden_ratio} makes an MLP of width {self.mlp_width:,}",
-                allowed=f"a width from 1 to {MOST:,}: hidden_ratio, or intermediate_size",
-            )
         for name, value in (self.idle or {}).items():
             if name not in self.without_effect:
                 raise ConfigError(
@@ -109,12 +92,19 @@ class StackOptions:
             check_value(name, value, type(self.without_effect[name]) | None)
 
     @property
+    @abstractmethod
     def mlp_width(self) -> int:
-        """``intermediate_size``, or by the published rule two thirds of ``hidden_ratio`` widths."""
-        if self.intermediate_size is not None:
-            return self.intermediate_size
-        ratio = 4 if self.hidden_ratio is None else self.hidden_ratio
-        return 256 * -(-int(self.hidden_size * ratio * 2 / 3) // 256)
+        """Of the MLPs' hidden layers."""
+
+    @property
+    @abstractmethod
+    def norm_eps(self) -> float:
+        """Of the blocks' norms."""
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What each block is; blocks of one kind have the same parameters."""
+        return ("block",) * self.num_hidden_layers
 
     def config(self) -> dict[str, Any]:
         """The fields under their published names, ``model_type`` among them; plain values."""
@@ -127,6 +117,45 @@ class StackOptions:
             **(self.idle or {}),
             **{name: _plain(value) for name, value in own.items()},
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions(ModelOptions):
+    """Options of a stack under the names that flash-linear-attention gives them.
+
+    Args:
+        hidden_ratio: MLP width in model widths (times two thirds, rounded up to 256).
+        intermediate_size: MLP width; computed from ``hidden_ratio`` if left out.
+        norm_eps: of the blocks' norms.
+    """
+
+    without_effect: ClassVar = {
+        **ModelOptions.without_effect,
+        "fuse_norm": True,
+        "fuse_swiglu": True,
+        "fuse_cross_entropy": True,
+    }
+    most: ClassVar = {**ModelOptions.most, "hidden_ratio": 2**10, "norm_eps": 1}
+
+    hidden_ratio: PositiveFloat | None = 4
+    intermediate_size: PositiveInt | None = None
+    norm_eps: PositiveFloat = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.mlp_width <= MOST:
+            raise ConfigError(
+                f"hidden_ratio={self.hidden_ratio} makes an MLP of width {self.mlp_width:,}",
+                allowed=f"a width from 1 to {MOST:,}: hidden_ratio, or intermediate_size",
+            )
+
+    @property
+    def mlp_width(self) -> int:
+        """``intermediate_size``, or by the published rule two thirds of ``hidden_ratio`` widths."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        ratio = 4 if self.hidden_ratio is None else self.hidden_ratio
+        return 256 * -(-int(self.hidden_size * ratio * 2 / 3) // 256)
 
 
 def require(name: str, value: object, allowed: tuple[object, ...], why: str) -> None:

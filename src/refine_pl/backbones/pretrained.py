@@ -67,7 +67,7 @@ def load_pretrained(
     for name in unused:
         del weights[name]
     if policy.tied:
-        _tie(weights, folder)
+        _tie(weights, f"model.{cls.embeddings_name}.weight", folder)
     return load_weights(policy, weights, folder).requires_grad_(True)
 
 
@@ -220,15 +220,15 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
     return given | {"idle": idle} if idle else given
 
 
-def _tie(weights: dict[str, Tensor], where: Path | str) -> None:
-    """Give the head the embeddings; a stored head must be the same."""
-    embeddings = weights.get("model.embeddings.weight")
+def _tie(weights: dict[str, Tensor], name: str, where: Path | str) -> None:
+    """Give the head the embeddings of this ``name``; a stored head must be the same."""
+    embeddings = weights.get(name)
     if embeddings is None:
         return
     head = weights.setdefault("lm_head.weight", embeddings)
     if head.shape != embeddings.shape or not torch.equal(head, embeddings):
         raise CheckpointError(
-            "tie_word_embeddings is true, but lm_head.weight is not model.embeddings.weight",
+            f"tie_word_embeddings is true, but lm_head.weight is not {name}",
             where=str(where),
             way_out="set tie_word_embeddings to false in config.json if the head is its own",
         )

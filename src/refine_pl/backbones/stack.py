@@ -1,8 +1,9 @@
-"""What all backbones share: embeddings, a stack of pre-norm blocks, a final norm, the head.
+"""What all backbones share: embeddings, a stack of blocks, a final norm, the head.
 
     x = x + mixer(norm(x));  x = x + mlp(norm(x))
 
-A backbone supplies the mixer, the part that carries a state.
+A backbone supplies the mixer, the part that carries a state; blocks may differ from layer to
+layer, and have their norms elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -31,10 +34,10 @@ from refine_pl.backbones.base import (
     TokenLayout,
 )
 from refine_pl.backbones.head import VocabHead
-from refine_pl.backbones.options import StackOptions
+from refine_pl.backbones.options import ModelOptions
 from refine_pl.errors import ConfigError
 
-O = TypeVar("O", bound=StackOptions)
+O = TypeVar("O", bound=ModelOptions)
 
 
 class RMSNorm(nn.Module):
@@ -84,40 +87,78 @@ class Mixer(nn.Module, ABC):
         """
 
 
-class Block(nn.Module):
-    """One layer."""
+@dataclass(frozen=True)
+class BlockForm:
+    """Where a block's norms are, and what its parts are called in published checkpoints.
 
-    def __init__(self, mixer: Mixer, options: StackOptions) -> None:
+    A name of None: there is no such norm.
+    """
+
+    mixer: str = "attn"
+    before_mixer: str | None = "attn_norm"
+    after_mixer: str | None = None
+    before_mlp: str | None = "mlp_norm"
+    after_mlp: str | None = None
+    norm: Callable[[int, float], nn.Module] = RMSNorm
+
+
+PRE_NORM = BlockForm()
+"""As flash-linear-attention's models have them."""
+
+
+class Block(nn.Module):
+    """One layer: ``x + after(mixer(before(x)))``, then the same around the MLP."""
+
+    def __init__(self, mixer: Mixer, options: ModelOptions, form: BlockForm = PRE_NORM) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(options.hidden_size, options.norm_eps)
-        self.attn = mixer  # the published name
-        self.mlp_norm = RMSNorm(options.hidden_size, options.norm_eps)
+        self.form = form
+        self._add_norms(options, form.before_mixer)
+        self.add_module(form.mixer, mixer)
+        self._add_norms(options, form.after_mixer, form.before_mlp)
         self.mlp = SwiGLU(options.hidden_size, options.mlp_width)
+        self._add_norms(options, form.after_mlp)
+
+    def _add_norms(self, options: ModelOptions, *names: str | None) -> None:
+        for name in names:
+            if name is not None:
+                self.add_module(name, self.form.norm(options.hidden_size, options.norm_eps))
+
+    @property
+    def mixer(self) -> Mixer:
+        """The part that reads other tokens."""
+        return cast(Mixer, getattr(self, self.form.mixer))
 
     def forward(
         self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
     ) -> tuple[Tensor, LayerState, LayerTrail | None]:
         """``x [M, D]`` to the same shape; state and trail as in :class:`Mixer`."""
-        mixed, state, trail = self.attn(self.attn_norm(x), layout, state, keep_trail)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), state, trail
+        form = self.form
+        mixed, state, trail = self.mixer(
+            self._norm(form.before_mixer, x), layout, state, keep_trail
+        )
+        x = x + self._norm(form.after_mixer, mixed)
+        x = x + self._norm(form.after_mlp, self.mlp(self._norm(form.before_mlp, x)))
+        return x, state, trail
+
+    def _norm(self, name: str | None, x: Tensor) -> Tensor:
+        return x if name is None else getattr(self, name)(x)
 
 
 class _Trunk(nn.Module):
     """Holds the parameters that the published checkpoints keep under ``model.``."""
 
-    def __init__(self, layers: list[Block], options: StackOptions) -> None:
+    def __init__(self, layers: list[Block], embeddings: str, options: ModelOptions) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(options.vocab_size, options.hidden_size)
+        self.add_module(embeddings, nn.Embedding(options.vocab_size, options.hidden_size))
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(options.hidden_size, options.norm_eps)
+        self.norm = layers[0].form.norm(options.hidden_size, options.norm_eps)
 
 
 # The class of each model_type. Every subclass of StackedLM with options of its own is one of them.
 MODELS: dict[str, type[StackedLM]] = {}
 
 
-def _check_memory(options: StackOptions, make_block: Callable[[], Block]) -> None:
+def _check_memory(options: ModelOptions, make_block: Callable[[int], nn.Module]) -> None:
     """Refuse a model whose weights alone are more than this machine can hold.
 
     Without it the allocator says so, or lets the whole machine run out of memory.
@@ -130,14 +171,18 @@ def _check_memory(options: StackOptions, make_block: Callable[[], Block]) -> Non
     embeddings = (
         options.vocab_size * options.hidden_size * (1 if options.tie_word_embeddings else 2)
     )
+    kinds = options.layer_kinds
     try:
         with torch.device("meta"):
-            block = sum(p.numel() for p in make_block().parameters())
+            blocks = sum(
+                number * sum(p.numel() for p in make_block(kinds.index(kind)).parameters())
+                for kind, number in Counter(kinds).items()
+            )
     except RuntimeError as error:  # a size that no integer holds
         if "overflow" not in str(error):
             raise
-        block = 2**63
-    weights = embeddings + block * options.num_hidden_layers
+        blocks = 2**63
+    weights = embeddings + blocks
     needed = weights * torch.get_default_dtype().itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -150,7 +195,7 @@ def _check_memory(options: StackOptions, make_block: Callable[[], Block]) -> Non
 
 
 class StackedLM(FastWeightLM):
-    """A stack of blocks around one kind of mixer.
+    """A stack of blocks around mixers.
 
     A model names its options in ``options_class``, and its own ``__init__`` makes them of keyword
     arguments, so that the fields of the dataclass are its arguments, in Python and in YAML:
@@ -161,12 +206,15 @@ class StackedLM(FastWeightLM):
             def __init__(self, **fields: Any) -> None:
                 super().__init__(MyOptions(**fields), MyMixer)
 
+    A model of unlike layers has a :meth:`make_block` of its own.
+
     Args:
         options: of the model.
         make_mixer: called with the options once for each layer.
     """
 
-    options_class: ClassVar[type[StackOptions]]
+    options_class: ClassVar[type[ModelOptions]]
+    embeddings_name: ClassVar[str] = "embeddings"  # published, under ``model.``
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -176,21 +224,31 @@ class StackedLM(FastWeightLM):
 
     def __init__(self, options: O, make_mixer: Callable[[O], Mixer]) -> None:
         super().__init__()
-        self.options: StackOptions = options
+        self.options: ModelOptions = options
+        self._make_mixer = partial(make_mixer, options)
         self.vocab_size, self.hidden_size = int(options.vocab_size), int(options.hidden_size)
         self.activation_checkpointing = options.activation_checkpointing
-        _check_memory(options, lambda: Block(make_mixer(options), options))
-        blocks = [Block(make_mixer(options), options) for _ in range(options.num_hidden_layers)]
-        self.model = _Trunk(blocks, options)
+        _check_memory(options, self.make_block)
+        blocks = [self.make_block(layer) for layer in range(options.num_hidden_layers)]
+        self.model = _Trunk(blocks, self.embeddings_name, options)
         self.lm_head = VocabHead(self.hidden_size, self.vocab_size)
         self.tied = options.tie_word_embeddings
         if self.tied:
             self.tie()
         self._initialize(options.initializer_range)
 
+    def make_block(self, layer: int) -> Block:
+        """A fresh block for the layer of this number."""
+        return Block(self._make_mixer(), self.options)
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """Of the tokens."""
+        return cast(nn.Embedding, getattr(self.model, self.embeddings_name))
+
     def tie(self) -> None:
         """Use the embeddings as the head's weight."""
-        self.lm_head.weight = cast(nn.Parameter, self.model.embeddings.weight)
+        self.lm_head.weight = cast(nn.Parameter, self.embeddings.weight)
 
     @torch.no_grad()
     def _initialize(self, std: float) -> None:
@@ -220,7 +278,7 @@ class StackedLM(FastWeightLM):
     ) -> LMOutput:
         """Read tokens; see :meth:`FastWeightLM.forward`."""
         layout, flat = _layout(tokens, num_tokens, forks)
-        x = self.model.embeddings(flat)
+        x = self.embeddings(flat)
         states, trails = [], []
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.model.layers):
