@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +15,7 @@ from text_corpora import Own, numbered, text_data, texts
 import refine_pl.data
 from refine_pl.data import Bytes, TextData, TokenSequence
 from refine_pl.data.loader import collate
-from refine_pl.data.text import DocumentSet
+from refine_pl.data.sequences import SequenceSet, beginnings
 from refine_pl.data.token_cache import tokenized
 from refine_pl.errors import ConfigError, DataError
 
@@ -79,7 +80,7 @@ def test_validation_is_apart_and_stays_when_documents_are_added(make):
 
     before, after = sides(24), sides(25)
     assert len(set(before) & set(after)) >= 3
-    data = make(numbered(24), num_validation_documents=4, seed=5)
+    data = make(numbered(24), num_validation_documents=4, split_seed=5)
     assert [n for batch in data.val_dataloader() for n in batch.documents] != before
 
 
@@ -87,7 +88,7 @@ def test_validation_is_apart_and_stays_when_documents_are_added(make):
 def test_documents_that_begin_alike_are_used_once(make, crop):
     corpus = Own({f"s{i}": "same 123" + "x" * i for i in range(6)} | numbered(8).all)
     for seed in range(8):
-        data = make(corpus, num_validation_documents=4, seed=seed, crop=crop)
+        data = make(corpus, num_validation_documents=4, split_seed=seed, crop=crop)
         assert data.describe()["duplicate_documents"] == 5
         names = [
             name
@@ -112,7 +113,7 @@ def test_random_crops_depend_on_seed_epoch_and_document_only(make, tmp_path):
     cache = tokenized(corpus, Bytes(), tmp_path)
     starts = set()
     for epoch in range(200):
-        row = DocumentSet(cache, [0], 8, "random").sequence(0, 0, epoch)
+        row = SequenceSet(cache, beginnings(np.array([0])), 8, random_seed=0).sequence(0, 0, epoch)
         starts.add(Bytes().decode(row.tokens.tolist()))
     assert len(starts) == 40 - 8 + 1  # the first and the last start are both possible
 
@@ -141,12 +142,13 @@ def test_describe(make):
         "documents": 13,
         "tokens": 12 * 24 + 1,
         "training_documents": 9,
+        "training_sequences_per_epoch": 9,
         "training_tokens_per_epoch": 72,
         "validation_documents": 2,
         "short_documents": 1,
         "duplicate_documents": 1,
         "skipped_rows": 0,
-        "left_over_documents_per_epoch": 1,
+        "left_over_sequences_per_epoch": 1,
     }
     assert all(type(value) in (str, int, float) for value in described.values())
 

@@ -6,11 +6,12 @@ from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from text_corpora import numbered, text_data, texts
 
 from refine_pl.data import BatchOrder, Bytes, ResumableLoader
-from refine_pl.data.text import DocumentSet
+from refine_pl.data.sequences import SequenceSet, beginnings
 from refine_pl.data.token_cache import tokenized
 from refine_pl.errors import CheckpointError, ConfigError, DataError
 
@@ -104,7 +105,7 @@ def test_row_numbers(make):
 
 def test_a_state_means_the_same_on_other_ranks(make, tmp_path):
     cache = tokenized(numbered(24), Bytes(), tmp_path)
-    rows = DocumentSet(cache, range(24), 8)
+    rows = SequenceSet(cache, beginnings(np.arange(24)), 8)
 
     def loader(rank, ranks):
         return ResumableLoader(rows, BatchOrder(24, 4, 0, rank=rank, num_ranks=ranks), "same")

@@ -70,7 +70,7 @@ def simulated(request, tmp_path_factory):
 def test_every_row_exactly_once_an_epoch(simulated):
     """But for those that do not fill a batch: other ones in every epoch."""
     training = simulated.data.describe()["training_documents"]
-    left_over = simulated.data.describe()["left_over_documents_per_epoch"]
+    left_over = simulated.data.describe()["left_over_sequences_per_epoch"]
     assert left_over == LEFT_OVER
     missed = []
     for epoch in range(EPOCHS):
