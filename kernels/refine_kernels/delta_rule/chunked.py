@@ -9,10 +9,16 @@ is one contiguous slice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from refine_kernels.compact import Mailbox
+from refine_kernels.delta_rule.inside import Arrived
 
 PIECE_TOKENS = 1024
 _EPS = 1e-6
@@ -81,8 +87,8 @@ def _pair_decay(decay: Tensor) -> Tensor:
 class ChunkedDeltaRule(torch.autograd.Function):
     """Forward and backward of the chunked delta rule.
 
-    Besides the outputs it returns, differentiably, what the state at any position is made of: the
-    state entering each chunk and the rows ``u`` that the chunk writes.
+    Besides the outputs it returns what the state at any position is made of: the state entering
+    each chunk and the rows ``u`` that the chunk writes. Their gradients come by the mailbox.
     """
 
     @staticmethod
@@ -97,10 +103,11 @@ class ChunkedDeltaRule(torch.autograd.Function):
         scale: float,
         normalize_qk: bool,
         chunk: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Outputs ``[B,T,H,V]``, the last state ``[B,H,K,V]``, the entering states and ``u``.
+        mailbox: Mailbox,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Outputs ``[B,T,H,V]``, the last state ``[B,H,K,V]``, a handle, entering states and ``u``.
 
-        ``states [n, B, H, K, V]`` and ``u [n, B, H, C, V]``.
+        ``states [n, B, H, K, V]`` and ``u [n, B, H, C, V]``, both without history.
         """
         batch, length, heads, value_width = v.shape
         key_width = k.shape[-1]
@@ -136,30 +143,28 @@ class ChunkedDeltaRule(torch.autograd.Function):
             _from_chunks(chunks, output, *span)
         ctx.save_for_backward(q, k, v, beta, log_decay, states, u_all, inverses)
         ctx.settings = (scale, normalize_qk, chunk)
+        ctx.mailbox = mailbox
         ctx.set_materialize_grads(False)
         shape = (batch, heads)
-        return (
-            output,
-            state.unflatten(0, shape),
-            states.unflatten(1, shape),
-            u_all.unflatten(1, shape),
-        )
+        states, u_all = states.unflatten(1, shape), u_all.unflatten(1, shape)
+        ctx.mark_non_differentiable(states, u_all)
+        return output, state.unflatten(0, shape), state.new_empty(0), states, u_all
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v, beta, log_decay and initial_state."""
-        d_output, d_final, d_states, d_u_all = grads
+        d_output, d_final, d_handle = grads[:3]
+        arrived = Arrived.of(ctx.mailbox.take(d_handle))
         q, k, v, beta, log_decay, states, u_all, inverses = ctx.saved_tensors
         scale, normalize_qk, chunk = ctx.settings
         batch, length, heads, _ = v.shape
         dtype = states.dtype
         inputs = (q, k, v, beta, log_decay)
-        d_inputs = [torch.empty_like(x) if x is not None else None for x in inputs]
+        d_inputs = [None if x is None else x.new_empty(x.shape) for x in inputs]
         d_state = torch.zeros_like(states[0]) if d_final is None else d_final.flatten(0, 1)
         if d_output is None:
             d_output = torch.zeros_like(v)
-        d_states = None if d_states is None else d_states.flatten(1, 2)
-        d_u_all = None if d_u_all is None else d_u_all.flatten(1, 2)
         for span in reversed(_spans(length, chunk)):
             piece = _load_piece(inputs, span, chunk, scale, normalize_qk, dtype)
             first = span[0] // chunk
@@ -173,14 +178,17 @@ class ChunkedDeltaRule(torch.autograd.Function):
                 inverses[here],
                 d_out,
                 d_state,
-                None if d_states is None else d_states[here],
-                None if d_u_all is None else d_u_all[here],
+                None if arrived is None else partial(arrived.add_chunks, first=first),
             )
             for target, gradient in zip(d_inputs, d_piece, strict=True):
                 if target is not None and gradient is not None:
                     full = target if target.ndim == 4 else target.unsqueeze(-1)
                     _from_chunks(gradient, full, *span)
-        return *d_inputs, d_state.unflatten(0, (batch, heads)), None, None, None
+        if arrived is not None:
+            d_k, d_log_decay = d_inputs[1], d_inputs[4]
+            assert d_k is not None
+            arrived.add_tokens(d_k, d_log_decay)
+        return *d_inputs, d_state.unflatten(0, (batch, heads)), *(None,) * 4
 
 
 def _spans(length: int, chunk: int) -> list[tuple[int, int]]:
@@ -221,10 +229,12 @@ def _backward_piece(
     inverse: Tensor,
     d_out: Tensor,
     d_state: Tensor,
-    d_states_given: Tensor | None,
-    d_u_given: Tensor | None,
+    add_given: Callable[[Tensor, Tensor], None] | None,
 ) -> tuple[tuple[Tensor | None, ...], Tensor]:
-    """Gradients of a piece's inputs, and of the state that enters it. Names follow the README."""
+    """Gradients of a piece's inputs, and of the state that enters it. Names follow the README.
+
+    ``add_given`` adds what came of states at positions to those of entering states and ``u``.
+    """
     q, k, v, beta, q_norm, k_norm, decay = piece
     q_in, k_in, k_out, keep = _decayed(piece)
     pairs = None if decay is None else _pair_decay(decay)
@@ -239,11 +249,9 @@ def _backward_piece(
     d_within = (d_out @ u.mT).tril_()
     d_q_in = d_out @ states.mT
     d_u = within.mT @ d_out
-    if d_u_given is not None:
-        d_u += d_u_given
     d_entering = q_in.mT @ d_out
-    if d_states_given is not None:
-        d_entering += d_states_given
+    if add_given is not None:
+        add_given(d_entering, d_u)
     d_next = torch.empty_like(states)
     from_state_t = from_state.mT
     for i in reversed(range(q.shape[0])):

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from refine_kernels.backends import DeltaBackend, choose
+from refine_kernels.compact import Mailbox
 from refine_kernels.delta_rule.chunked import ChunkedDeltaRule
 from refine_kernels.delta_rule.fla_backend import FlaTrail, delta_rule_fla
+from refine_kernels.delta_rule.inside import Pass
 from refine_kernels.delta_rule.kernel_trail import CoarseTrail, GivenTrail, delta_rule_triton
 from refine_kernels.delta_rule.trail import DeltaRuleTrail
 from refine_kernels.records import check_shapes
@@ -87,8 +89,10 @@ def delta_rule(
     with torch.autocast(q.device.type, enabled=False):
         if chosen == "triton":
             return DeltaRuleOutput(*delta_rule_triton(*inputs, keep_trail, chunk_size, positions))
-        output, state, states, u = ChunkedDeltaRule.apply(
-            q, k, v, beta, log_decay, initial_state, scale, normalize_qk, chunk_size
-        )
-    trail = DeltaRuleTrail(states, u, k, log_decay, normalize_qk) if wanted else None
+        mailbox = Mailbox()
+        output, state, handle, states, u = ChunkedDeltaRule.apply(*inputs, chunk_size, mailbox)
+    trail = None
+    if wanted:
+        source = Pass.of(k, log_decay, normalize_qk, handle, mailbox)
+        trail = DeltaRuleTrail(states, u, source)
     return DeltaRuleOutput(output, state, trail)

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from refine_kernels.backends import MAX_KEY_WIDTH
+from refine_kernels.compact import Mailbox
+from refine_kernels.delta_rule.inside import Arrived
 from refine_kernels.launching import capability, launch
 
 CHUNK_SIZES = (16, 32, 64)
@@ -155,7 +158,8 @@ class TritonDeltaRule(torch.autograd.Function):
         initial_state: Tensor,
         slot: Tensor | None,
         settings: tuple[float, bool, int, int, int],
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        mailbox: Mailbox,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Read whole rows; states where ``slot`` says so.
 
         Args:
@@ -169,10 +173,12 @@ class TritonDeltaRule(torch.autograd.Function):
             slot: ``[B, N]`` int32, where the state that enters a chunk is wanted, or -1.
             settings: scale, normalize_qk, chunk, number of slots, and what is wanted at them: 1
                 states, 2 also ``u``.
+            mailbox: that the gradients of what was taken at slots come by.
 
         Returns:
-            Outputs ``[B, T, H, V]``, the last state, the states at the slots ``[slots, H, K, V]``
-            and ``u`` there ``[slots, H, C, V]``, float32. Slots that no chunk names hold anything.
+            Outputs ``[B, T, H, V]``, the last state, a handle, and without history: the states at
+            the slots ``[slots, H, K, V]`` and ``u`` there ``[slots, H, C, V]``, float32. Slots that
+            no chunk names hold anything.
         """
         scale, normalize, chunk, num_slots, emit = settings
         x = _Inputs(q.contiguous(), k.contiguous(), v.contiguous(), beta.contiguous(), log_decay)
@@ -195,33 +201,32 @@ class TritonDeltaRule(torch.autograd.Function):
             "outputs", sizes, flags, q=x.q, k=x.k, norm_k=kept.norm_k, norm_q=kept.norm_q,
             decay=kept.decay, states=made.states, u=made.u, output=output, scale=scale,
         )  # fmt: skip
-        ctx.save_for_backward(*x, *kept, initial, slot)
-        ctx.settings, ctx.sizes = settings, sizes
+        ctx.save_for_backward(*x, *kept, initial)
+        ctx.settings, ctx.sizes, ctx.mailbox = settings, sizes, mailbox
         ctx.set_materialize_grads(False)
-        return output, made.final, made.at_slot, made.u_at_slot
+        given = [x for x in (made.at_slot, made.u_at_slot) if x is not None]
+        ctx.mark_non_differentiable(*given)
+        handle = initial.new_empty(0)
+        return output, made.final, handle, made.at_slot, made.u_at_slot
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v, beta, log_decay and initial_state."""
         saved = ctx.saved_tensors
-        x, kept, initial, slot = _Inputs(*saved[:5]), _Kept(*saved[5:9]), saved[9], saved[10]
-        scale, normalize, _, num_slots, _ = ctx.settings
+        x, kept, initial = _Inputs(*saved[:5]), _Kept(*saved[5:9]), saved[9]
+        scale, normalize = ctx.settings[:2]
         sizes: Sizes = ctx.sizes
-        d_output, d_final, d_at_slot, d_u_at_slot = (
-            None if d is None else d.contiguous() for d in grads
-        )
+        d_output, d_final = (None if d is None else d.contiguous() for d in grads[:2])
+        arrived = Arrived.of(ctx.mailbox.take(grads[2]))
         made = _recurrence(x, kept, initial, None, 0, 0, sizes, solve=False)
         if d_output is None:
             d_output = torch.zeros_like(x.v)
         if d_final is None:
             d_final = torch.zeros_like(initial)
-        emit = 0
-        if d_at_slot is not None or d_u_at_slot is not None:
-            emit = 1 if d_u_at_slot is None else 2
-            if d_at_slot is None:
-                d_at_slot = initial.new_zeros(num_slots, *initial.shape[1:])
+        given = None if arrived is None else _Given.of(arrived, sizes.N)
         d_u, d_next, d_initial = _back_to_states(
-            x, kept, made, slot, (d_output, d_final, d_at_slot, d_u_at_slot), scale, emit, sizes
+            x, kept, made, (d_output, d_final), given, scale, sizes
         )
         pairs = x.k.new_empty(2, *kept.inverse.shape)
         p, d_q, d_k, d_v = (torch.empty_like(y) for y in (x.v, x.q, x.k, x.v))
@@ -243,16 +248,52 @@ class TritonDeltaRule(torch.autograd.Function):
             d_beta=d_strength, d_decay=d_decay, d_q=d_q, d_k=d_k, d_strength=d_beta,
             d_log_decay=d_log_decay, scale=scale,
         )  # fmt: skip
-        return d_q, d_k, d_v, d_beta, d_log_decay, d_initial, None, None
+        if arrived is not None:
+            arrived.add_tokens(d_k, d_log_decay)
+        return d_q, d_k, d_v, d_beta, d_log_decay, d_initial, None, None, None
+
+
+def slots_of(index: Tensor, num_chunks: int) -> tuple[Tensor, Tensor]:
+    """A slot for every chunk that is named, one for all that name it.
+
+    Args:
+        index: chunks ``[B, S]``.
+        num_chunks: of a row, ``N``.
+
+    Returns:
+        ``[B, N]`` int32, the slot of each chunk or -1; and those of the names ``[B, S]``.
+    """
+    batch, count = index.shape
+    named = torch.zeros(batch, num_chunks, dtype=torch.int64, device=index.device)
+    named = named.scatter(1, index, 1)
+    row = torch.arange(batch, device=index.device)[:, None] * count
+    slot = torch.where(named > 0, named.cumsum(1) - 1 + row, -1)
+    return slot.to(torch.int32), slot.gather(1, index)
+
+
+class _Given(NamedTuple):
+    """Gradients of the states that were taken, a slot for each chunk that has some."""
+
+    slot: Tensor  # [B, N] int32
+    d_at_slot: Tensor  # [slots, H, K, V]
+    d_u_at_slot: Tensor  # [slots, H, C, V]
+
+    @classmethod
+    def of(cls, arrived: Arrived, num_chunks: int) -> _Given:
+        slot, place = slots_of(arrived.chunk, num_chunks)
+        both = (arrived.d_entering, arrived.d_u)
+        summed = (torch.zeros_like(d).index_add_(0, place.flatten(), d) for d in both)
+        return cls(slot, *summed)
 
 
 def _back_to_states(
-    x: _Inputs, kept: _Kept, made: _States, slot: Tensor | None,
-    grads: tuple[Tensor, Tensor, Tensor | None, Tensor | None], scale: float, emit: int,
-    sizes: Sizes,
+    x: _Inputs, kept: _Kept, made: _States, grads: tuple[Tensor, Tensor], given: _Given | None,
+    scale: float, sizes: Sizes,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``d_u``, ``d_next`` and the gradient of the initial state."""
-    d_output, d_final, d_at_slot, d_u_at_slot = grads
+    d_output, d_final = grads
+    emit = 0 if given is None else 2
+    slot, d_at_slot, d_u_at_slot = given or (None, None, None)
     flags = {
         "NORMALIZE": kept.norm_k is not None, "DECAY": kept.decay is not None, "EMIT": emit
     }  # fmt: skip
@@ -263,10 +304,9 @@ def _back_to_states(
         "norm_q": kept.norm_q,
         "decay": kept.decay,
     }
-    both |= {"d_output": d_output, "slot": slot if emit else None, "scale": scale}
+    both |= {"d_output": d_output, "slot": slot, "scale": scale}
     d_from_output, d_u = torch.empty_like(x.v), torch.empty_like(x.v)
-    inside = flags | {"EMIT": emit if emit == 2 else 0}
-    _start("written_back", sizes, inside, **both, d_u_at_slot=d_u_at_slot, d_u=d_from_output)
+    _start("written_back", sizes, flags, **both, d_u_at_slot=d_u_at_slot, d_u=d_from_output)
     d_next, d_initial = torch.empty_like(made.states), torch.empty_like(d_final)
     _start(
         "recur_back", sizes, flags, **both, w=made.w, d_from_output=d_from_output,

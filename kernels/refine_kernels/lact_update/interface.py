@@ -42,9 +42,9 @@ class FastTrail:
         chunk = (positions // size).clamp(0, last)
         fill = (positions - chunk * size).flatten()
         row = torch.arange(batch)[:, None].expand_as(positions)
-        first, last = int(chunk.min()), int(chunk.max())
-        states = map_numbers(cat_rows, *self.entering[first : last + 1])  # [chunks * B, H, ...]
-        bank = Bank.of(states, ((chunk - first) * batch + row).flatten())
+        used = chunk.unique()  # of the others there are no gradients to be joined
+        states = map_numbers(cat_rows, *(self.entering[n] for n in used.tolist()))
+        bank = Bank.of(states, (torch.searchsorted(used, chunk) * batch + row).flatten())
         room = size - int(fill.max())
         start = (chunk * size).flatten()
         taken = torch.zeros_like(fill)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine_kernels.compact import Tapped
 from refine_kernels.records import check_shapes, rows_of
 from refine_kernels.short_conv.blocked import BlockedShortConv
 
@@ -45,11 +46,11 @@ def short_conv(
     return F.silu(y) if silu else y
 
 
-def conv_tail_at(x: Tensor, tail: Tensor | None, positions: Tensor, width: int) -> Tensor:
+def conv_tail_at(x: Tensor | Tapped, tail: Tensor | None, positions: Tensor, width: int) -> Tensor:
     """The convolution's state after some tokens: its last ``width - 1`` inputs.
 
     Args:
-        x: inputs ``[B, T, D]``.
+        x: inputs ``[B, T, D]``, or what they were tapped with.
         tail: ``[B, width-1, D]`` inputs before the first one; zeros if left out.
         positions: ``[B, S]`` tokens that were read, 0 to T.
         width: taps of the convolution.
@@ -57,13 +58,14 @@ def conv_tail_at(x: Tensor, tail: Tensor | None, positions: Tensor, width: int) 
     Returns:
         ``[B * S, width - 1, D]``.
     """
-    batch, length, _ = x.shape
-    row = torch.arange(batch, device=x.device)[:, None, None]
-    index = positions[..., None] - (width - 1) + torch.arange(width - 1, device=x.device)
-    picked = rows_of(x, index.clamp(0, length - 1) + row * length)  # [B, S, W-1, D]
+    x = x if isinstance(x, Tapped) else Tapped(x)
+    (batch, length), device = x.values.shape[:2], x.values.device
+    row = torch.arange(batch, device=device)[:, None, None]
+    index = positions[..., None] - (width - 1) + torch.arange(width - 1, device=device)
+    picked = x.rows(index.clamp(0, length - 1) + row * length)  # [B, S, W-1, D]
     if tail is None or width == 1:
         earlier = torch.zeros_like(picked)
     else:
         before = (index + width - 1).clamp(0, width - 2) + row * (width - 1)
-        earlier = rows_of(tail.to(x.dtype), before)
+        earlier = rows_of(tail.to(picked.dtype), before)
     return torch.where((index >= 0)[..., None], picked, earlier).flatten(0, 1)

@@ -14,6 +14,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from refine_kernels.backends import DeltaBackend
+from refine_kernels.compact import Tapped, tap
 from refine_kernels.delta_rule import (
     DeltaRuleOutput,
     SharedState,
@@ -132,7 +133,7 @@ class DeltaRuleState(LayerState):
 class _ConvInputs(NamedTuple):
     """What went into the convolutions, so that their states at any position can be gathered."""
 
-    inputs: tuple[Tensor, ...]  # each [B, T, channels]; none without convolutions
+    inputs: tuple[Tapped, ...]  # each [B, T, channels]; none without convolutions
     tails: tuple[Tensor, ...]  # each [B, conv_size - 1, channels] before the first; or none
     width: int
 
@@ -236,9 +237,10 @@ class DeltaRuleCore(Mixer):
         if layout.mask is not None:
             main = main.masked(layout.mask)
         tails = () if state is None else state.tails
+        wanted = keep_trail or layout.forks is not None
+        main, convs = self._tapped(main, tails, wanted)
         inputs = self._enter(main, tails)
-        convs = _ConvInputs(main.inputs if self.has_convs else (), tails, self.conv_size)
-        short = layout.length < SHORT and not keep_trail and layout.forks is None
+        short = layout.length < SHORT and not wanted
         trail = None
         if state is not None and short:
             output, rule_state = delta_rule_shared(
@@ -264,6 +266,18 @@ class DeltaRuleCore(Mixer):
             )
         y = self.leave(layout.join(output, fork_output), x)
         return y, after, trail if keep_trail else None
+
+    def _tapped(
+        self, tokens: _Read, tails: tuple[Tensor, ...], wanted: bool
+    ) -> tuple[_Read, _ConvInputs]:
+        """The tokens, and what goes into their convolutions; ``wanted``: at positions."""
+        if not self.has_convs:
+            return tokens, _ConvInputs((), tails, self.conv_size)
+        if not wanted:
+            inputs = tuple(map(Tapped, tokens.inputs))
+            return tokens, _ConvInputs(inputs, tails, self.conv_size)
+        through, inputs = zip(*map(tap, tokens.inputs), strict=True)
+        return tokens._replace(inputs=through), _ConvInputs(inputs, tails, self.conv_size)
 
     def _enter(
         self, tokens: _Read, tails: tuple[Tensor, ...]
