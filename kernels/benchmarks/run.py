@@ -19,8 +19,12 @@ from torch import Tensor
 from refine_kernels.clock import now
 from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.delta_rule.reference import delta_rule_reference
+from refine_kernels.gated_norm import gated_norm, rms_norm
+from refine_kernels.gated_norm.reference import gated_norm_reference
 from refine_kernels.short_conv import short_conv
 from refine_kernels.short_conv.reference import short_conv_reference
+from refine_kernels.swiglu import swiglu
+from refine_kernels.swiglu.reference import swiglu_reference
 from refine_kernels.token_stats import token_stats
 from refine_kernels.token_stats.reference import token_stats_reference
 
@@ -95,6 +99,7 @@ def entries(args: argparse.Namespace) -> list[Entry]:
         ]
     return [
         *own,
+        *row_entries(length, heads, width, draw),
         Entry(
             "delta_rule",
             rule(1, length),
@@ -133,6 +138,37 @@ def entries(args: argparse.Namespace) -> list[Entry]:
             [hidden, head],
             lambda h, w: token_stats(h, w, entropy=True).entropy,
             check_stats,
+        ),
+    ]
+
+
+def row_entries(length: int, heads: int, width: int, draw: Callable[..., Tensor]) -> list[Entry]:
+    """Those that work row by row, in the implementation that ``auto`` takes."""
+    model = heads * width
+    x, weight, gate = draw(length, heads, width), draw(width), draw(length, heads, width)
+    rows, weights, up = draw(length, model), draw(model), draw(length, model)
+
+    def check_norm() -> float:
+        got = rms_norm(rows[:99], weights, 1e-6)
+        return apart(got, gated_norm_reference(rows[:99], None, weights, 1e-6, False, 0.0))
+
+    def check_gated() -> float:
+        got = gated_norm(x[:99], gate[:99], weight, 1e-6)
+        return apart(got, gated_norm_reference(x[:99], gate[:99], weight, 1e-6, False, 0.0))
+
+    return [
+        Entry("rms_norm", [rows, weights], lambda x, w: rms_norm(x, w, 1e-6), check_norm),
+        Entry(
+            "gated_norm",
+            [x, gate, weight],
+            lambda x, g, w: gated_norm(x, g, w, 1e-6),
+            check_gated,
+        ),
+        Entry(
+            "swiglu",
+            [rows, up],
+            swiglu,
+            lambda: apart(swiglu(rows[:99], up[:99]), swiglu_reference(rows[:99], up[:99])),
         ),
     ]
 

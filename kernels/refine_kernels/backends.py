@@ -10,7 +10,7 @@ import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -18,6 +18,7 @@ MAX_KEY_WIDTH = 256  # of the Triton kernels: a program holds all rows of some c
 
 DeltaBackend = Literal["auto", "torch", "triton", "fla"]  # of the delta rule
 CompiledBackend = Literal["auto", "torch", "compiled"]  # of those that can be compiled
+OwnBackend = Literal["auto", "torch", "triton"]  # of those with Triton kernels of this package
 Backend = Literal["auto", "torch", "fla", "compiled"]
 
 
@@ -123,6 +124,43 @@ def choose(
     return backend
 
 
+def takes_triton(
+    op: str, backend: OwnBackend, device: torch.device, unfit: str | None = None
+) -> bool:
+    """Whether the Triton kernels of ``op`` run; else torch does it.
+
+    Args:
+        op: name of the operation, for the message.
+        backend: that was asked for; ``auto`` takes the kernels on CUDA wherever they can run,
+            unless the environment has ``REFINE_KERNELS=torch``.
+        device: of the tensors.
+        unfit: why the kernels do not take these tensors, or None.
+
+    Raises:
+        ValueError: no such backend, or kernels asked for by name that cannot run.
+    """
+    if backend not in get_args(OwnBackend):
+        raise ValueError(f"{op} has no backend {backend!r}; use auto, torch or triton")
+    if backend == "torch":
+        return False
+    on_cuda = device.type == "cuda"
+    if backend == "auto":
+        refused = os.environ.get("REFINE_KERNELS") == "torch"
+        return on_cuda and not refused and unfit is None and triton_missing() is None
+    if unfit is None:
+        elsewhere = not on_cuda and not interpreted()
+        unfit = f"the tensors are on {device.type}" if elsewhere else triton_missing()
+    if unfit is not None:
+        raise ValueError(f"{op}: backend 'triton' cannot run: {unfit}; use 'auto' or 'torch'")
+    return True
+
+
+def not_for_kernels(*tensors: torch.Tensor) -> str | None:
+    """Why element-wise Triton kernels do not take these tensors, or None: they sum in float32."""
+    wide = any(x.dtype == torch.float64 for x in tensors)
+    return "its kernels compute in float32, not in float64" if wide else None
+
+
 def _triton_unfit(device: torch.device, dtype: torch.dtype, key_width: int) -> str | None:
     if key_width > MAX_KEY_WIDTH:
         return f"its kernels take keys of width {MAX_KEY_WIDTH} at most, not {key_width}"
@@ -143,6 +181,13 @@ def _not_16_bits(dtype: torch.dtype) -> str | None:
     if dtype in (torch.bfloat16, torch.float16):
         return None
     return f"its chunk kernels take bfloat16 or float16, not {dtype}"
+
+
+def _own(op: str, by_torch: str) -> list[Choice]:
+    """The rows of an operation with Triton kernels that ``auto`` takes wherever they can run."""
+    taken = takes_triton(op, "auto", torch.device("cuda"))
+    kernels = triton_missing() or ("CUDA, but not in float64" if taken else "REFINE_KERNELS=torch")
+    return [Choice(op, "triton", taken, kernels), Choice(op, "torch", not taken, by_torch)]
 
 
 def report() -> list[Choice]:
@@ -168,7 +213,9 @@ def report() -> list[Choice]:
         Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),
         Choice("lact_update", "compiled", False, compiler or long_rows),
         Choice("delta_rule_shared", "torch", True, "short continuations of shared states"),
-        Choice("short_conv", "torch", True, "own backward on the CPU, conv1d on CUDA"),
+        *_own("short_conv", "blocks of tokens on the CPU, conv1d on CUDA"),
+        *_own("gated_norm", "rms_norm too"),
+        *_own("swiglu", "two element-wise steps"),
         Choice("window_attention", "torch", True, "blocks of queries, scaled dot products"),
         Choice("token_stats", "torch", True, "blocks of tokens, recomputed in the backward pass"),
     ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.delta_rule.kernel_trail import delta_rule_triton
+from refine_kernels.row_cases import ROW_CASES
 
 LENGTH = 4096
 
@@ -40,7 +41,7 @@ CASES: dict[str, Callable[[torch.device], None]] = {
     )
     for decay in (False, True)
     for keys, values in ((64, 64), (128, 128), *(((256, 512),) if decay else ()))
-}
+} | ROW_CASES
 
 # Bytes that a kernel may spill, stores and loads, with Triton 3.9. The last kernel of the backward
 # pass holds two gradients of [C, K] in float32 beside the keys that they are multiplied with. On

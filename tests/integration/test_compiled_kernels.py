@@ -17,11 +17,15 @@ from refine_kernels import compiling
 pytestmark = pytest.mark.slow
 
 CHIPS = ("sm_80", "sm_90", "sm_100")
-CASE = "delta_rule, decay, 128"  # no decay is a part of this
+# No decay is a part of the first; the others are the largest of their kind.
+CASES = ("delta_rule, decay, 128", "rms_norm, 8192", "gated_norm, 128", "swiglu", "short_conv")
 KERNELS = {
     *("prepare", "recur", "outputs"),
     *("written_back", "recur_back", "pairs_back", "queries_keys_back"),
+    *("normalize", "normalize_back", "multiply", "multiply_back"),
+    *("convolve", "convolve_back", "column_sums"),
 }
+ELEMENTWISE = {x for x in KERNELS if x.startswith(("normal", "multi", "conv", "column"))}
 PIPELINED = {"recur", "recur_back"}
 
 
@@ -32,11 +36,11 @@ def test_kernels_fit_the_chips():
     for chip in CHIPS:
         here = [row for row in rows if row["chip"] == chip]
         assert {row["kernel"] for row in here} == KERNELS
-        assert len(here) >= 12
+        assert len(here) >= 26
         for row in here:
             assert row["problems"] == [], row
-            assert row["tensor_core"] > 0
-            assert 0 < row["shared_bytes"] <= compiling.SHARED_LIMITS[chip]
+            assert row["shared_bytes"] <= compiling.SHARED_LIMITS[chip]
+            assert (row["tensor_core"] > 0) == (row["kernel"] not in ELEMENTWISE)
             if row["kernel"] in PIPELINED:
                 assert row["async_copies"] >= 20, row
     # Too large for any chip, and too large for the registers: both are seen.
@@ -47,7 +51,11 @@ def test_kernels_fit_the_chips():
 def test_a_recorded_call_starts_no_more_kernels_than_written_down():
     """Three forward, six backward; positions that are not given beforehand as many again."""
     found = interpreted.run(__file__, "count", interpret=False)
+    rows = found.pop("row by row")
     assert found == {"forward": 3, "backward": 6, "given": 0, "coarse": 3, "coarse backward": 12}
+    # One forward and two backward; SwiGLU has no weights.
+    assert len(rows) >= 7
+    assert all(count == (2 if name == "swiglu" else 3) for name, count in rows.items()), rows
 
 
 def test_doctor_refuses_what_it_does_not_know():
@@ -76,14 +84,15 @@ def test_doctor_prints_the_table(monkeypatch, problems):
 def compiled():
     import torch
 
+    from refine_kernels import kernel_cases
     from refine_kernels.delta_rule import kernel_op
-    from refine_kernels.kernel_cases import CASES
     from refine_kernels.launching import recorded
 
-    rows = [asdict(row) for chip in CHIPS for row in compiling.compile_all(chip, CASE)]
+    named = [(chip, case) for chip in CHIPS for case in CASES]
+    rows = [asdict(row) for pair in named for row in compiling.compile_all(*pair)]
     kernel_op._PLANS["recur_back"] = (128, 4, 4)
     with recorded() as launches:
-        CASES["delta_rule, decay, 128 x 128"](torch.device("meta"))
+        kernel_cases.CASES["delta_rule, decay, 128 x 128"](torch.device("meta"))
     bad = next(x for x in launches if x.kernel.fn.__name__ == "recur_back")
     return {
         "rows": rows,
@@ -96,6 +105,7 @@ def counted():
 
     from refine_kernels.delta_rule.kernel_trail import delta_rule_triton
     from refine_kernels.launching import recorded
+    from refine_kernels.row_cases import ROW_CASES
 
     def draw(*shape):
         return torch.empty(1, 1024, 4, *shape, device="meta", requires_grad=True)
@@ -112,6 +122,11 @@ def counted():
             before = len(launches)
             (output.sum() + states.sum()).backward()
             counts["coarse backward" if keep else "backward"] = len(launches) - before
+    counts["row by row"] = {}
+    for name, case in ROW_CASES.items():
+        with recorded() as launches:
+            case(torch.device("meta"))
+        counts["row by row"][name] = len(launches)
     return counts
 
 

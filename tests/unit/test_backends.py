@@ -83,3 +83,42 @@ def test_an_old_gpu(machine):
     machine(capability=(7, 5))
     with pytest.raises(ValueError, match=r"compute capability 7\.5"):
         choose("triton")
+
+
+def test_kernels_that_auto_takes_wherever_they_can_run(machine, monkeypatch):
+    def takes(backend="auto", device=CUDA, unfit=None):
+        return backends.takes_triton("swiglu", backend, device, unfit)
+
+    machine()
+    assert takes()
+    assert takes("triton")
+    assert not takes("torch")
+    assert not takes(device=CPU)
+    assert not takes(unfit="too wide")
+    for options, reason in (
+        ({"device": CPU}, "the tensors are on cpu"),
+        ({"unfit": "wide"}, "wide"),
+    ):
+        with pytest.raises(ValueError, match=f"swiglu: backend 'triton' cannot run: {reason}"):
+            takes("triton", **options)
+    with pytest.raises(ValueError, match="swiglu has no backend 'fla'; use auto, torch or triton"):
+        takes("fla")
+    rows = {(row.op, row.implementation): row for row in backends.report()}
+    assert rows["gated_norm", "triton"].chosen
+    assert not rows["gated_norm", "torch"].chosen
+    monkeypatch.setenv("REFINE_KERNELS", "torch")
+    assert not takes()
+    assert takes("triton")
+    rows = {(row.op, row.implementation): row for row in backends.report()}
+    assert not rows["short_conv", "triton"].chosen
+    assert rows["short_conv", "triton"].reason == "REFINE_KERNELS=torch"
+    monkeypatch.delenv("REFINE_KERNELS")
+    machine(capability=(7, 5))
+    assert not takes()
+    machine(missing=("triton",))
+    assert not takes()
+
+
+def test_float64_is_not_for_kernels_that_sum_in_float32():
+    assert backends.not_for_kernels(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)) is None
+    assert "float64" in backends.not_for_kernels(torch.zeros(1), torch.zeros(1).double())

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine_kernels.backends import OwnBackend, not_for_kernels, takes_triton
 from refine_kernels.compact import Tapped
 from refine_kernels.records import check_shapes, rows_of
 from refine_kernels.short_conv.blocked import BlockedShortConv
+from refine_kernels.short_conv.kernel_op import MAX_TAPS, TritonShortConv
 
 
 def short_conv(
@@ -18,6 +20,7 @@ def short_conv(
     *,
     tail: Tensor | None = None,
     silu: bool = True,
+    backend: OwnBackend = "auto",
 ) -> Tensor:
     """``silu(bias + sum_j w_j x_{t-(W-1)+j})``, each channel by itself.
 
@@ -27,17 +30,25 @@ def short_conv(
         bias: ``[D]``.
         tail: ``[B, W-1, D]``, the inputs before the first token; zeros if left out.
         silu: apply the activation.
+        backend: ``auto`` takes Triton kernels on CUDA, else torch; see
+            :func:`refine_kernels.backends.takes_triton`.
 
     Returns:
         ``[B, T, D]``.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a backend that cannot run.
     """
     batch, _, channels = x.shape
     width = weight.shape[-1]
     before = (batch, width - 1, channels)
     check_shapes(weight=(weight, (channels, 1, width)), tail=(tail, before))
+    unfit = not_for_kernels(x, weight)
+    if width > MAX_TAPS:
+        unfit = f"its kernels take {MAX_TAPS} taps at most, not {width}"
+    if takes_triton("short_conv", backend, x.device, unfit) and x.numel() > 0:
+        earlier = None if tail is None or width == 1 else tail.to(x.dtype)
+        return TritonShortConv.apply(x, weight, bias, earlier, silu)
     tail = x.new_zeros(before) if tail is None else tail.to(x.dtype)
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         return BlockedShortConv.apply(x, weight, bias, tail, silu)
