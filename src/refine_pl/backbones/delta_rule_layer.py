@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import ClassVar, NamedTuple
@@ -21,6 +20,7 @@ from refine_kernels.delta_rule import (
     delta_rule,
     delta_rule_shared,
 )
+from refine_kernels.gated_norm import GateActivation
 from refine_kernels.short_conv import conv_tail_at, short_conv
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
 from refine_pl.backbones.options import StackOptions, whole
@@ -307,7 +307,7 @@ class DeltaRuleMixer(DeltaRuleCore):
         key_size = shape.num_heads * shape.key_width
         value_size = shape.value_heads * shape.value_width
         self.silu_qk = silu_qk
-        self.activate_gate: Callable[[Tensor], Tensor] = F.silu
+        self.gate_activation: GateActivation = "silu"
         self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
@@ -317,7 +317,7 @@ class DeltaRuleMixer(DeltaRuleCore):
             self.k_conv1d = ShortConv(key_size, width, silu_qk)
             self.v_conv1d = ShortConv(value_size, width, True)
         self.g_proj = nn.Linear(hidden_size, value_size, bias=False) if shape.use_gate else None
-        self.o_norm = RMSNorm(shape.value_width, shape.norm_eps)
+        self.o_norm = RMSNorm(shape.value_width, shape.norm_eps, for_products=True)
         self.o_proj = nn.Linear(value_size, hidden_size, bias=False)
 
     @abstractmethod
@@ -345,7 +345,9 @@ class DeltaRuleMixer(DeltaRuleCore):
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """See :class:`DeltaRuleCore`."""
-        output = self.o_norm(output)
-        if self.g_proj is not None:
-            output = output * self.activate_gate(self.g_proj(x).view_as(output))
+        if self.g_proj is None:
+            output = self.o_norm(output)
+        else:
+            gate = self.g_proj(x).view_as(output)
+            output = self.o_norm.gated(output, gate, self.gate_activation)
         return self.o_proj(output.flatten(-2))

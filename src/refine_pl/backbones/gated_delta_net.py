@@ -104,7 +104,7 @@ class GatedDeltaNetMixer(GatedDeltaRuleMixer):
     def __init__(self, options: GatedDeltaNetOptions) -> None:
         super().__init__(options.shape)
         if options.output_gate_activation == "sigmoid":
-            self.activate_gate = torch.sigmoid
+            self.gate_activation = "sigmoid"
 
 
 def shared_heads(served: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,7 @@ class LaCTMixer(Mixer):
         self.lr_proj = nn.Linear(hidden_size, 3 * options.lr_dim * fast_heads)
         self.qk_scale = nn.Parameter(torch.ones(hidden_size, 2))
         self.qk_offset = nn.Parameter(torch.zeros(hidden_size, 2))
-        self.ttt_norm = RMSNorm(options.fast_width, _NORM_EPS)
+        self.ttt_norm = RMSNorm(options.fast_width, _NORM_EPS, for_products=True)
         self.ttt_scale_proj = (
             nn.Linear(hidden_size, fast_heads) if options.learnable_ttt_scale else None
         )
@@ -215,9 +215,10 @@ class LaCTMixer(Mixer):
 
     def _leave(self, seen: Tensor, output: Tensor, x: Tensor) -> Tensor:
         """Attention ``[M, heads, width]`` and fast branch ``[M, H, d]`` to ``[M, D]``."""
-        output = self.ttt_norm(output)
-        if self.ttt_scale_proj is not None:
-            output = output * F.silu(self.ttt_scale_proj(x))[..., None]
+        if self.ttt_scale_proj is None:
+            output = self.ttt_norm(output)
+        else:
+            output = self.ttt_norm.gated(output, self.ttt_scale_proj(x)[..., None])
         return self.o_proj(seen.flatten(-2) + output.flatten(-2))
 
 

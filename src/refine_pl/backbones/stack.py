@@ -18,11 +18,12 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from refine_kernels.gated_norm import GateActivation, gated_norm, rms_norm
 from refine_kernels.host import known_on_host, on_host
+from refine_kernels.swiglu import swiglu
 from refine_pl.backbones.base import (
     FastWeightLM,
     Forks,
@@ -41,16 +42,31 @@ O = TypeVar("O", bound=ModelOptions)
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
 
-    def __init__(self, size: int, eps: float) -> None:
+    ``for_products``: linear layers alone read the result; see
+    :func:`refine_kernels.gated_norm.rms_norm`.
+    """
+
+    def __init__(self, size: int, eps: float, for_products: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.eps, self.for_products = eps, for_products
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape and type."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps, for_products=self.for_products)
+
+    def gated(self, x: Tensor, gate: Tensor, activation: GateActivation = "silu") -> Tensor:
+        """Times the activated gate, of x's shape or one for each row ``[..., 1]``."""
+        return gated_norm(
+            x,
+            gate,
+            self.weight,
+            self.eps,
+            activation=activation,
+            for_products=self.for_products,
+        )
 
 
 class SwiGLU(nn.Module):
@@ -64,7 +80,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[M, D]`` to ``[M, D]``."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Mixer(nn.Module, ABC):
@@ -121,7 +137,10 @@ class Block(nn.Module):
     def _add_norms(self, options: ModelOptions, *names: str | None) -> None:
         for name in names:
             if name is not None:
-                self.add_module(name, self.form.norm(options.hidden_size, options.norm_eps))
+                norm = self.form.norm(options.hidden_size, options.norm_eps)
+                if isinstance(norm, RMSNorm):
+                    norm.for_products = name in (self.form.before_mixer, self.form.before_mlp)
+                self.add_module(name, norm)
 
     @property
     def mixer(self) -> Mixer:
