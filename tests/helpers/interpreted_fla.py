@@ -23,6 +23,7 @@ def prepare():
     patch_the_language_once()
     _allow_float32()
     _allow_the_cpu()
+    _stand_in_for_flash_attention()
 
 
 def _take_the_first_configuration():
@@ -73,3 +74,20 @@ def _allow_the_cpu():
     from refine_kernels.delta_rule import interface
 
     interface.choose = lambda backend, *_: "fla" if backend == "fla" else "torch"
+
+
+def _stand_in_for_flash_attention():
+    """Its layers of softmax attention call a package that only a GPU can have."""
+    import fla.layers.attn
+    from torch.nn.functional import scaled_dot_product_attention
+
+    def attend(q, k, v, causal, window_size):
+        assert causal
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        time = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2]
+        distance = time - torch.arange(k.shape[2])
+        mask = (distance >= 0) & (distance <= (window_size[0] if window_size[0] >= 0 else 2**40))
+        output = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return output.transpose(1, 2)
+
+    fla.layers.attn.flash_attn_func = attend

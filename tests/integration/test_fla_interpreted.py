@@ -25,11 +25,20 @@ OPTIONS = {
         {"num_hidden_layers": 2},
         {"use_gate": True, "tie_word_embeddings": True, "allow_neg_eigval": True, "conv_size": 3},
         {"use_short_conv": False, "use_beta": False, "qk_activation": "identity", "qk_norm": "sum"},
+        {"num_hidden_layers": 2, "attn": {"layers": [0], "num_heads": 2, "num_kv_heads": 1}},
     ],
     "gated_deltanet": [
         {"num_hidden_layers": 2, "head_dim": 32, "num_v_heads": 4},
         {"head_dim": 48, "expand_v": 1.0, "use_gate": False, "allow_neg_eigval": True},
         {"head_dim": 32, "output_gate_activation": "sigmoid", "use_short_conv": False},
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 32,
+            "attn": [
+                {"layers": [1], "num_heads": 4, "window_size": 9, "qkv_bias": True},
+                {"layers": [0], "num_heads": 2, "rope_theta": 50.0},
+            ],
+        },
     ],
 }
 LENGTH = 67  # a full chunk and three tokens; up to 64 another kernel reads token by token
@@ -73,7 +82,7 @@ def logits_of(policy, tokens):
 def spread_norms(model):
     """Fresh norms multiply by one: a weight that is never read would not be seen."""
     for name, weight in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or name.endswith("bias"):
             weight.uniform_(0.5, 1.5)
     return model
 

@@ -90,6 +90,42 @@ def test_what_would_be_wrong_is_refused(options, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("attn", "message"),
+    [
+        ({"layers": [0]}, "attn has no num_heads"),
+        ({"layers": [0], "num_heads": 2, "window": 4}, "'window' that is not known"),
+        ({"layers": [0], "num_heads": 2, "qk_norm": True}, "'qk_norm' that is not known"),
+        ({"layers": [2], "num_heads": 2}, "attn names layer 2"),
+        ({"layers": [-1], "num_heads": 2}, "attn names layer -1"),
+        ({"layers": [True], "num_heads": 2}, "attn.layers=[True]"),
+        ({"layers": [0, 0], "num_heads": 2}, "layer 0 is named twice"),
+        ([{"layers": [n], "num_heads": 2} for n in (0, 1, 0)], "layer 0 is named twice"),
+        ({"layers": [0], "num_heads": 3}, "num_heads 3 for hidden_size 32"),
+        ({"layers": [0], "num_heads": 32}, "num_heads 32 for hidden_size 32"),
+        ({"layers": [0], "num_heads": 4, "num_kv_heads": 3}, "num_kv_heads 3 for num_heads 4"),
+        ({"layers": [0], "num_heads": "2"}, "attn.num_heads='2' is a text"),
+        ({"layers": [0], "num_heads": 2, "window_size": 0}, "attn.window_size=0"),
+        ({"layers": [0], "num_heads": 2, "rope_theta": float("nan")}, "attn.rope_theta=nan"),
+        ([3], "attn=[3] is a list"),
+        ("linear", "attn='linear' is a text"),
+    ],
+    ids=str,
+)
+def test_layers_of_attention_that_would_be_wrong_are_refused(attn, message):
+    with pytest.raises(ConfigError) as caught:
+        DeltaNet.options_class(hidden_size=32, num_heads=2, num_hidden_layers=2, attn=attn)
+    assert message in str(caught.value)
+
+
+def test_layers_of_attention_are_of_a_kind_of_their_own():
+    attn = [{"layers": [3, 1], "num_heads": 2}, {"layers": [0], "num_heads": 4}, {"layers": []}]
+    attn[2] |= {"num_heads": 2}
+    options = DeltaNet.options_class(hidden_size=32, num_heads=2, num_hidden_layers=4, attn=attn)
+    assert options.layer_kinds == ("attention 1", "attention 0", "delta rule", "attention 0")
+    assert options.config()["attn"] == attn
+
+
 def test_a_wrong_value_in_a_file_names_the_file():
     config = DeltaNet(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_heads=2).config()
     with pytest.raises(CheckpointError, match=r"(?s)qk_norm='l1' is not supported.*config\.json"):

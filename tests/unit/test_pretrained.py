@@ -128,7 +128,7 @@ def rename_a_key(folder):
         (lambda f: edit(f, num_hidden_layers=3), ["missing: model.layers.2"]),
         (lambda f: edit(f, frobnicate=3), ["frobnicate=3", "may change"]),
         (lambda f: edit(f, use_gates=True), ["use_gates", "did you mean use_gate"]),
-        (lambda f: edit(f, attn={"layers": [1]}), ["attn", "not supported"]),
+        (lambda f: edit(f, attn={"layers": [1]}), ["attn has no num_heads"]),
         (lambda f: (f / "config.json").write_text("{"), ["is not JSON"]),
         (lambda f: (f / "config.json").unlink(), ["no config.json"]),
         (lambda f: (f / "model.safetensors").unlink(), ["no weights"]),

@@ -1,8 +1,9 @@
 """The contract of every fast-weight language model, and the records that cross it.
 
-A fast-weight model keeps its context in a state of fixed size. Three things follow, and the rest
-of the project rests on them: one pass gives the state after any number of its tokens (a
-*trail*), many continuations can start from it (*forks*), and decoding needs constant memory.
+A fast-weight model keeps its context in a state of fixed size; a hybrid keeps keys and values
+beside it, in some layers. Three things follow, and the rest of the project rests on them: one pass
+gives the state after any number of its tokens (a *trail*), many continuations can start from it
+(*forks*), and decoding reads states and never the prompt again.
 
 Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` forks per position,
 ``L`` fork tokens, ``R`` rows of a state, ``D`` model width.
@@ -180,6 +181,16 @@ class TokenLayout:
         if fork is None:
             return main.flatten(0, 1)
         return torch.cat([main.flatten(0, 1), fork.flatten(0, 1)])
+
+    def numbers(self, before: Tensor) -> Tensor:
+        """The number of each token in its row ``[M]``, where ``before [B]`` tokens precede."""
+        main = (before[:, None] + torch.arange(self.length, device=before.device)).flatten()
+        if self.forks is None:
+            return main
+        positions = before[:, None] + self.forks.positions
+        offset = torch.arange(self.forks.tokens.shape[-1], device=before.device)
+        fork = (positions[:, :, None, None] + offset).expand(self.forks.tokens.shape)
+        return torch.cat([main, fork.flatten()])
 
 
 class FastWeightLM(nn.Module, ABC):

@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions, DeltaRuleShape
+from refine_pl.backbones.delta_rule_layer import (
+    DeltaRuleLM,
+    DeltaRuleMixer,
+    DeltaRuleOptions,
+    DeltaRuleShape,
+)
 from refine_pl.backbones.options import whole
-from refine_pl.backbones.stack import StackedLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ def _sum_normalize(x: Tensor) -> Tensor:
     return F.normalize(x, p=1, dim=-1, eps=1e-6).to(x.dtype)  # autocast makes it float32
 
 
-class DeltaNet(StackedLM):
+class DeltaNet(DeltaRuleLM):
     """DeltaNet, with the published parameter names. Its arguments: :class:`DeltaNetOptions`."""
 
     options_class = DeltaNetOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,11 @@ from refine_kernels.delta_rule import (
 )
 from refine_kernels.gated_norm import GateActivation
 from refine_kernels.short_conv import conv_tail_at, short_conv
+from refine_pl.backbones.attention_layer import AttentionMixer
+from refine_pl.backbones.attention_spec import AttentionSpec, attention_specs
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
 from refine_pl.backbones.options import StackOptions, whole
-from refine_pl.backbones.stack import Mixer, RMSNorm
+from refine_pl.backbones.stack import Block, Mixer, RMSNorm, StackedLM
 
 # Rows that continue a state by fewer tokens than this keep their writes beside the state.
 SHORT = 16
@@ -41,12 +43,13 @@ class DeltaRuleOptions(StackOptions):
         use_short_conv: convolve q, k and v.
         conv_size: taps of the convolutions.
         allow_neg_eigval: write strengths up to 2 instead of 1.
+        attn: layers of softmax attention instead: a mapping of layers (their numbers from 0),
+            num_heads, num_kv_heads, qkv_bias, window_size and rope_theta; or a list of such.
         backend: of the recurrence; auto takes Triton kernels on CUDA in 16 bits, else torch.
     """
 
     fixed: ClassVar = {
         **StackOptions.fixed,
-        "attn": ((None,), "layers of softmax attention have no fixed-size state"),
         "use_l2warp": ((False,), "it changes the gradient of the loss"),
         "attnres_block_size": ((None,), "it changes the residuals"),
     }
@@ -64,10 +67,12 @@ class DeltaRuleOptions(StackOptions):
     use_short_conv: bool = True
     conv_size: PositiveInt = 4
     allow_neg_eigval: bool = False
+    attn: dict[str, Any] | list[dict[str, Any]] | None = None
     backend: DeltaBackend = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        attention_specs(self.attn, self.num_hidden_layers, self.hidden_size)
         what = f"heads of q and k: {self.num_heads} x {self.key_width}"
         whole(what, self.num_heads * self.key_width)  # the widths check themselves
         what = f"heads of v: {self.value_heads} x {self.value_width}"
@@ -87,6 +92,18 @@ class DeltaRuleOptions(StackOptions):
     def value_heads(self) -> int:
         """Heads of v."""
         return self.num_heads
+
+    def attention(self, layer: int) -> AttentionSpec | None:
+        """What the layer of this number is if it is softmax attention."""
+        specs = attention_specs(self.attn, self.num_hidden_layers, self.hidden_size)
+        return next((spec for spec in specs if layer in spec.layers), None)
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """See :class:`ModelOptions`."""
+        specs = attention_specs(self.attn, self.num_hidden_layers, self.hidden_size)
+        kinds = {layer: f"attention {i}" for i, spec in enumerate(specs) for layer in spec.layers}
+        return tuple(kinds.get(layer, "delta rule") for layer in range(self.num_hidden_layers))
 
     @property
     def shape(self) -> DeltaRuleShape:
@@ -351,3 +368,15 @@ class DeltaRuleMixer(DeltaRuleCore):
             gate = self.g_proj(x).view_as(output)
             output = self.o_norm.gated(output, gate, self.gate_activation)
         return self.o_proj(output.flatten(-2))
+
+
+class DeltaRuleLM(StackedLM):
+    """A stack of delta rules, with layers of softmax attention where its options name them."""
+
+    def make_block(self, layer: int) -> Block:
+        """See :class:`StackedLM`."""
+        assert isinstance(self.options, DeltaRuleOptions)
+        spec = self.options.attention(layer)
+        if spec is None:
+            return super().make_block(layer)
+        return Block(AttentionMixer(spec.shape(self.hidden_size)), self.options)

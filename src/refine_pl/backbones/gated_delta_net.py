@@ -15,9 +15,13 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_pl.backbones.delta_rule_layer import DeltaRuleMixer, DeltaRuleOptions, DeltaRuleShape
+from refine_pl.backbones.delta_rule_layer import (
+    DeltaRuleLM,
+    DeltaRuleMixer,
+    DeltaRuleOptions,
+    DeltaRuleShape,
+)
 from refine_pl.backbones.options import whole
-from refine_pl.backbones.stack import StackedLM
 from refine_pl.errors import ConfigError
 
 # Fresh decays: e^{A_log} uniform below the first; softplus(dt_bias) log-uniform between the others.
@@ -129,7 +133,7 @@ def initialize_decay(a_log: Tensor, dt_bias: Tensor) -> None:
     dt_bias.add_((-torch.expm1(-dt_bias)).log())  # the inverse of softplus
 
 
-class GatedDeltaNet(StackedLM):
+class GatedDeltaNet(DeltaRuleLM):
     """GatedDeltaNet, published parameter names. Its arguments: :class:`GatedDeltaNetOptions`."""
 
     options_class = GatedDeltaNetOptions

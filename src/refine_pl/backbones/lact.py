@@ -182,7 +182,7 @@ class LaCTMixer(Mixer):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        table = rotations(_indices(layout, before), self.head_width, self.theta, dtype)
+        table = rotations(layout.numbers(before), self.head_width, self.theta, dtype)
         scale, offset = self.qk_scale.to(q.dtype), self.qk_offset.to(q.dtype)
         fast_q = self._enter_fast(q * scale[:, 0] + offset[:, 0], table)
         fast_k = self._enter_fast(k * scale[:, 1] + offset[:, 1], table)
@@ -241,18 +241,6 @@ def _initial(options: LaCTOptions) -> LowRankFastWeight | nn.Parameter:
 
 def _plain(heads: int, rows: int, columns: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(heads, rows, columns) / math.sqrt(columns))
-
-
-def _indices(layout: TokenLayout, before: Tensor) -> Tensor:
-    """The number of each token in its row ``[M]``, forks after the sequences."""
-    device = before.device
-    main = (before[:, None] + torch.arange(layout.length, device=device)).flatten()
-    if layout.forks is None:
-        return main
-    positions = before[:, None] + layout.forks.positions
-    offset = torch.arange(layout.forks.tokens.shape[-1], device=device)
-    fork = (positions[:, :, None, None] + offset).expand(layout.forks.tokens.shape)
-    return torch.cat([main, fork.flatten()])
 
 
 class LaCT(StackedLM):
