@@ -102,6 +102,15 @@ def test_help_of_fit_says_how_settings_are_merged():
     assert "--ckpt_path" in text
 
 
+def test_help_of_fit_shows_this_projects_settings_before_lightnings():
+    text = run("fit", "--help").stdout
+    assert text.startswith("usage: refine-pl fit --config FILE_OR_RECIPE [--OPTION VALUE ...]\n")
+    places = [text.index(f"\n  {word}") for word in ("--model ", "--data ", "--phase ", "--trainer ")]
+    assert places == sorted(places)
+    before_options = text[: text.index("\noptions:")]
+    assert max(map(len, before_options.splitlines())) <= 80
+
+
 def test_help_of_a_class():
     outcome = run("fit", "--model.selector.help", "refine_pl.selectors.Entropy")
     assert outcome.code == 0

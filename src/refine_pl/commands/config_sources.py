@@ -115,6 +115,11 @@ def last_value(sources: Sequence[Source], key: str) -> Any:
     return values[-1] if values else None
 
 
+def given_as_option(sources: Sequence[Source], key: str) -> bool:
+    """Whether an option, not a file, sets the dotted ``key``."""
+    return any(source.option and all_values(source, key) for source in sources)
+
+
 def all_values(source: Source, key: str, values: Any = None) -> list[Any]:
     """What a source sets the dotted ``key`` to, in all of its values or in these."""
     values, source = source.opened(source.values if values is None else values, ())

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from refine_pl.callbacks.closing import ClosingValidation, IterationLimit
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
 from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
 from refine_pl.commands.checkpoint_words import find_checkpoint
@@ -34,16 +34,19 @@ from refine_pl.commands.config_errors import (
 )
 from refine_pl.commands.config_sources import (
     Source,
+    given_as_option,
     given_in,
     last_value,
     name_of_run,
     read_sources,
 )
 from refine_pl.commands.finite_settings import refuse_not_finite
+from refine_pl.commands.help_page import arrange
+from refine_pl.commands.library_words import arrange_them
 from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.run_errors import explained, library_refuses, refused
 from refine_pl.commands.save_config import WITH_FOLDER, SaveConfigOnce, default_root
-from refine_pl.commands.schedule_options import check_rate, with_whole_ramps
+from refine_pl.commands.schedule_options import check_rate, shared_out, with_whole_ramps
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.launch import launched, slurm_job
 from refine_pl.machine_errors import machine_error
@@ -53,6 +56,7 @@ from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
 from refine_pl.training.resuming import check_something_was_trained
 from refine_pl.training.run_place import refuse_taken_early
+from refine_pl.training.schedule import find_schedule
 from refine_pl.training.stopping import last_checkpoint
 from refine_pl.training.trusted_classes import classes_alone
 from refine_pl.whole_files import clean
@@ -63,11 +67,17 @@ set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=F
 
 _HELP = """Settings come from --config files and from options; what comes later wins.
 --config takes a file, or the name of a recipe (`refine-pl recipes` lists them).
-A second --config is merged key by key, but mappings of names and lists (model.rewards,
-schedule.stages, trainer.callbacks) are replaced as a whole. To change one reward or one stage:
---model.rewards.mine.init_args.weight 0 --schedule.stages.refine.iterations 10
-A callback of every run is turned off by its key: --recorder false
-With --ckpt_path, the checkpoint's model settings are the defaults, and both beat them."""
+A second --config is merged key by key, but mappings of names and lists
+(model.rewards, schedule.stages, trainer.callbacks) are replaced as a whole.
+
+  one reward or one stage   --model.rewards.mine.init_args.weight 0
+                            --schedule.stages.refine.iterations 10
+  the whole length          --iterations 60
+  a callback of every run   --recorder false
+  the options of a class    --model.selector.help Entropy
+
+With --ckpt_path, the checkpoint's model settings are the defaults, and both
+beat them."""
 
 # Keys of callbacks that the trainer too can turn off, and what it would make if there were none.
 _SWITCHES = (
@@ -86,13 +96,6 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-_UNNEEDED_WARNINGS = (
-    ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
-    "The dirpath has changed",  # every run has a folder of its own: a resumed one saves elsewhere
-    ".*sync_dist=True",  # what is logged was summed over all processes before
-)
-
-
 def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
     """Run one subcommand.
 
@@ -104,9 +107,7 @@ def main(argv: Sequence[str], cli: type[RefineCLI] | None = None) -> int:
         UserError: something that the user gave cannot be used.
         Interrupted: a signal has come; its text says where the last checkpoint is.
     """
-    for message in _UNNEEDED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
+    arrange_them()
     (cli or RefineCLI)(argv)
     return 0
 
@@ -158,11 +159,23 @@ class RefineCLI(LightningCLI):
             "--optimizer_state",
             type=Literal["checkpoint", "fresh"],
             default="checkpoint",
-            help="of a resumed run: fresh begins with an optimizer without state, and at the start "
-            "of model.lr_scheduler"
-            if self._name == "fit"
-            else "not used here",
+            help=self._of_fit(
+                "of a resumed run: fresh begins with an optimizer without state, and at the start "
+                "of model.lr_scheduler"
+            ),
         )
+        parser.add_argument(
+            "--iterations",
+            type=PositiveInt | None,
+            default=None,
+            help=self._of_fit(
+                "of the whole run: the stages of a schedule keep their shares, and a run without "
+                "one stops after so many"
+            ),
+        )
+
+    def _of_fit(self, text: str) -> str:
+        return text if self._name == "fit" else "not used here"
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the checkpoint's hyper-parameters as defaults.
@@ -181,6 +194,7 @@ class RefineCLI(LightningCLI):
             self._found = "" if found == path else f"checkpoint: {found}\n"
             sources = read_sources(args[1:])
         checkpoint = self._read_checkpoint(subparser, sources)
+        arrange(subparser)
         if not any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args):
             before, after = self.completion(sources, checkpoint)
             args = [args[0], *before, *with_whole_ramps(args[1:], sources), *after]
@@ -200,7 +214,14 @@ class RefineCLI(LightningCLI):
             if config[key] is True:  # turned on again
                 config[key] = subparser.get_defaults()[key]
         if "schedule" in self._keys and config.schedule is not None:
-            check_rate(sources, config.schedule.init_args.stages)
+            stages = config.schedule.init_args.stages
+            check_rate(sources, stages)
+            if config.iterations is not None:
+                lengths = {name: stage["iterations"] for name, stage in stages.items()}
+                for name, length in shared_out(config.iterations, lengths).items():
+                    stages[name]["iterations"] = length
+        if config.iterations is not None and not given_as_option(sources, "trainer.max_epochs"):
+            config.trainer.max_epochs = -1  # they are the length of the run
         if checkpoint is not None:
             refuse_its_functions(config.model, given)
         # Before models are made, which takes long.
@@ -301,7 +322,10 @@ class RefineCLI(LightningCLI):
         save_whole(trainer)
         trainer._signal_connector = SignalConnector(trainer)
         if self._name == "fit":
-            trainer.callbacks.append(Requeue())  # type: ignore[attr-defined]
+            limit = self._get(self.config_init, "iterations")
+            has_schedule = find_schedule(trainer) is not None
+            own = [] if limit is None or has_schedule else [IterationLimit(limit)]
+            trainer.callbacks += [*own, ClosingValidation(), Requeue()]  # type: ignore[attr-defined]
         return trainer
 
     def needed_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
@@ -350,11 +374,6 @@ def _check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
             where=given_in(sources, ("seed_everything",)),
             allowed="an integer from 0 to 4294967295; true for a random one, false for none",
         )
-
-
-def _is_of_use(record: logging.LogRecord) -> bool:
-    """Not a tip, nor what the last line says better."""
-    return not any(word in record.getMessage() for word in ("Tip:", "Detected KeyboardInterrupt"))
 
 
 def going_on(argv: Sequence[str], checkpoint: Path | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Options that change one number of a schedule, and settings that a schedule would overrule."""
+"""Options that change numbers of a schedule, and settings that a schedule would overrule."""
 
 from __future__ import annotations
 
@@ -58,6 +58,34 @@ def with_whole_ramps(argv: Sequence[str], sources: Sequence[Source]) -> list[str
         )
         words.append(f"--schedule.stages.{stage}.{name}={{{inner}}}")
     return words
+
+
+def shared_out(total: int, lengths: Mapping[str, int]) -> dict[str, int]:
+    """The iterations of each stage of a run of ``total`` iterations, in the shares that they have.
+
+    Each has one at least; the sum is exact.
+
+    Args:
+        total: iterations of the whole run.
+        lengths: iterations of each stage, as the schedule gives them.
+
+    Raises:
+        ConfigError: there are more stages than iterations.
+    """
+    if total < len(lengths):
+        raise ConfigError(
+            f"iterations is {total}, and the schedule has {len(lengths)} stages",
+            where="iterations",
+            allowed="one or more for each stage",
+        )
+    whole = sum(lengths.values())
+    shares = {name: max(1, total * length // whole) for name, length in lengths.items()}
+    while (rest := total - sum(shares.values())) != 0:
+        step = 1 if rest > 0 else -1
+        # The stage that is furthest from its share, of those that can change.
+        lacks = {n: total * lengths[n] / whole - shares[n] for n in shares if shares[n] + step > 0}
+        shares[max(lacks, key=lambda name: step * lacks[name])] += step
+    return shares
 
 
 def check_rate(sources: Sequence[Source], stages: Mapping[str, Any]) -> None:

@@ -49,9 +49,11 @@ class Summary:
     validations: list[Validation]
 
     def at_borders(self) -> list[Validation]:
-        """Those at the borders of stages; the first and the last if none lies there."""
-        named = [validation for validation in self.validations if validation.label]
-        return named or [*self.validations[:1], *self.validations[1:][-1:]]
+        """Those at the borders of stages, and always the last; without borders also the first."""
+        some = [validation for validation in self.validations if validation.label]
+        some = some or self.validations[:1]
+        last = self.validations[-1:]
+        return some if some[-1:] == last else [*some, *last]
 
 
 @dataclass(frozen=True, slots=True)
