@@ -105,7 +105,9 @@ def test_help_of_fit_says_how_settings_are_merged():
 def test_help_of_fit_shows_this_projects_settings_before_lightnings():
     text = run("fit", "--help").stdout
     assert text.startswith("usage: refine-pl fit --config FILE_OR_RECIPE [--OPTION VALUE ...]\n")
-    places = [text.index(f"\n  {word}") for word in ("--model ", "--data ", "--phase ", "--trainer ")]
+    places = [
+        text.index(f"\n  {word}") for word in ("--model ", "--data ", "--phase ", "--trainer ")
+    ]
     assert places == sorted(places)
     before_options = text[: text.index("\noptions:")]
     assert max(map(len, before_options.splitlines())) <= 80

@@ -6,15 +6,13 @@ import logging
 import warnings
 from pathlib import Path
 
-import refine_pl
-
 _UNNEEDED = (
     ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
     "The dirpath has changed",  # every run has a folder of its own: a resumed one saves elsewhere
     ".*sync_dist=True",  # what is logged was summed over all processes before
 )
 
-_OWN_FOLDER = str(Path(refine_pl.__file__).parent)
+_OWN_FOLDER = str(Path(__file__).parents[1])
 _with_place = warnings.formatwarning
 
 
