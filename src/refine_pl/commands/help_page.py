@@ -39,4 +39,5 @@ def arrange(parser: ArgumentParser) -> None:
         if first is not None:
             group.title = _TITLES[first]
             places[group.title] = _ORDER.index(first)
-    parser._action_groups.sort(key=lambda group: places[group.title])
+    groups = sorted(parser._action_groups, key=lambda group: places[group.title])
+    parser._action_groups = groups
