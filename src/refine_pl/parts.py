@@ -34,6 +34,7 @@ class Part(dict[str, Any]):
 
 NO_BACKBONE: Any = None  # the type of the argument then says what may be given
 ENTROPY: Any = Part(class_path="refine_pl.selectors.Entropy")
+EVEN: Any = Part(class_path="refine_pl.selectors.Even")
 FORKED: Any = Part(class_path="refine_pl.rollouts.Forked")
 SIMILARITY: Any = {"similarity": Part(class_path="refine_pl.rewards.EmbeddingSimilarity")}
 GROUP_RELATIVE: Any = Part(class_path="refine_pl.advantages.GroupRelative")

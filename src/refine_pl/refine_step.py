@@ -148,7 +148,9 @@ class RefineStep(nn.Module):
             prefill = prefill or self.prefill(policy, batch)
         with stopwatch("select"):
             check_prefill(prefill.entropy, batch.num_tokens)  # or a part would be blamed for it
-            positions = self._select(prefill, batch, plan, generator)
+            positions = choose_positions(
+                self.selector, "model.selector", prefill, batch, plan, generator
+            )
         with stopwatch("rollout"), blame("model.generator", self.generator):
             rollouts = self.generator.generate(policy, prefill, batch, positions, plan, generator)
             check_rollouts(rollouts, "model.generator", self.generator, positions)
@@ -156,18 +158,6 @@ class RefineStep(nn.Module):
             rewards, parts = self.reward.score_parts(rollouts)
             advantages = self._estimate(rewards, rollouts.valid)
         return Experience(batch, rollouts, parts, rewards, advantages, prefill.entropy)
-
-    def _select(
-        self, prefill: Prefill, batch: Batch, plan: RolloutPlan, generator: RowRandom
-    ) -> Positions:
-        entropy, lengths, part = prefill.entropy.clone(), batch.num_tokens.clone(), self.selector
-        with blame("model.selector", part):
-            positions = part.select(entropy, lengths, plan, generator)
-        if not is_own(part):
-            check_positions(
-                positions, "model.selector", part, batch.num_tokens, plan.rollout_length
-            )
-        return positions
 
     def _estimate(self, rewards: Tensor, valid: Tensor) -> Tensor:
         part = self.advantage
@@ -287,3 +277,32 @@ class RefineStep(nn.Module):
             total = total + weights.kl_weight * kl / counts.rollout_tokens
             sums["kl"] = (kl.detach(), local.rollout_tokens)
         return LossSum(total, sums)
+
+
+def choose_positions(
+    part: PositionSelector,
+    key: str,
+    prefill: Prefill,
+    batch: Batch,
+    plan: RolloutPlan,
+    generator: RowRandom,
+) -> Positions:
+    """Step 2: what a selector chooses, checked if it is not of this package.
+
+    Args:
+        part: the selector.
+        key: of the configuration that names it.
+        prefill: of the batch.
+        batch: the sequences.
+        plan: how many segments, and the rollout length.
+        generator: the rows' random streams.
+
+    Raises:
+        PartError: it raised, or returned what cannot be used.
+    """
+    entropy, lengths = prefill.entropy.clone(), batch.num_tokens.clone()
+    with blame(key, part):
+        positions = part.select(entropy, lengths, plan, generator)
+    if not is_own(part):
+        check_positions(positions, key, part, batch.num_tokens, plan.rollout_length)
+    return positions

@@ -26,7 +26,7 @@ VALUES = [*NUMBERS, *TEXTS, *OTHERS]
 
 OWN_CLASSES = """
 backbones.DeltaNet backbones.GatedDeltaNet backbones.LaCT backbones.load_pretrained
-selectors.Entropy selectors.Fixed selectors.Random selectors.Extremum rollouts.Forked
+selectors.Entropy selectors.Fixed selectors.Random selectors.Even selectors.Extremum rollouts.Forked
 rollouts.Recompute rewards.ExactMatch rewards.EmbeddingSimilarity rewards.LogLikelihood
 rewards.EditDistance rewards.FromFunction rewards.WeightedSum rewards.Reward
 advantages.GroupRelative advantages.LeaveOneOut losses.ClippedPolicy losses.SequenceRatio

@@ -17,6 +17,7 @@ from refine_pl.training import Schedule, Stage
 from refine_pl.training.metrics import metrics
 from refine_pl.training.module import RefineModule
 from refine_pl.training.validation import VALIDATION_SUMS
+from refine_pl.training.validation_plan import ValidationPlan
 
 
 class FewWords(RowsData):
@@ -194,7 +195,8 @@ def test_every_logged_name_is_in_the_table():
         "likelihood": LogLikelihood(),
         "edit": EditDistance(),
     }
-    model = module(rewards=rewards, kl_weight=0.1)
+    plan = ValidationPlan(match_lengths=[1, 2])
+    model = module(rewards=rewards, kl_weight=0.1, validation=plan)
     callbacks = [Throughput(), Schedule({"one": Stage(2)})]
     curve = train(model, callbacks=callbacks, limit_val_batches=1.0)
     names = {name for values in curve.values for name in values}
@@ -204,6 +206,9 @@ def test_every_logged_name_is_in_the_table():
         if metric.name not in ("policy/<name>", "answer/<name>", "setting/<name>")
     ]
     expected = {pattern.replace("<name>", name) for pattern in logged for name in rewards}
+    lengths = "val/expected_match_"
+    expected = {name for name in expected if not name.startswith(lengths)}
+    expected |= {f"{lengths}1", f"{lengths}2"}
     answers = {
         name for name in expected if "answer" in name or name.endswith(("sft_loss", "score"))
     }

@@ -233,16 +233,15 @@ class Meddler(Callback):
     """Changes a part for good, as a callback of a user's may."""
 
     def on_train_batch_start(self, trainer, pl_module, *_):
-        pl_module.refine_step.selector.selection_temperature = 50.0
+        pl_module.refine_step.reward.rewards[0].weight = 50.0
 
 
 @pytest.mark.parametrize("change", ["a ramp", "a callback", "nothing"])
 def test_validation_uses_the_models_own_settings_whatever_was_done_to_the_parts(change):
     model = module(
-        selector=Entropy(selection_temperature=1e-3, min_prefix=8, min_suffix=8),
         optimizer=lambda params: torch.optim.SGD(params, lr=0.0),
     )
-    ramp = {"selector.selection_temperature": (50.0, 50.0)} if change == "a ramp" else None
+    ramp = {"rewards.similarity.weight": (50.0, 50.0)} if change == "a ramp" else None
     callbacks = [Schedule({"a": Stage(2, ramp=ramp), "b": Stage(1)})]
     callbacks += [Meddler()] if change == "a callback" else []
     curve = train(model, callbacks=callbacks, limit_val_batches=1.0)
@@ -250,7 +249,7 @@ def test_validation_uses_the_models_own_settings_whatever_was_done_to_the_parts(
     assert later == [before, before]
     if change != "nothing":
         return
-    model.refine_step.selector.selection_temperature = 50.0  # the broken case: it does matter
+    model.refine_step.reward.rewards[0].weight = 50.0  # the broken case: it does matter
     other = train(model, callbacks=[Schedule({"a": Stage(1)})], limit_val_batches=1.0)
     assert other.validations[0][1]["val/reward"] != before["val/reward"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from refine_pl.errors import ConfigError
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Positions, RolloutPlan
-from refine_pl.selectors import Entropy, Extremum, Fixed, PositionSelector, Random, smooth
+from refine_pl.selectors import Entropy, Even, Extremum, Fixed, PositionSelector, Random, smooth
 
 PLAN = RolloutPlan(num_segments=4, rollouts_per_position=1, rollout_length=5)
 
@@ -82,6 +82,7 @@ def test_against_the_slow_reference(case: tuple) -> None:
         "random": Random(**bounds).select(entropy, num_tokens, plan, rows(len(lengths))),
         "argmax": Extremum("argmax", **bounds).select(entropy, num_tokens, plan, rows(1)),
         "argmin": Extremum("argmin", **bounds).select(entropy, num_tokens, plan, rows(1)),
+        "even": Even(**bounds).select(entropy * 0, num_tokens, plan, rows(0)),
     }
     for row, n in enumerate(lengths):
         slow = slow_smooth(entropy[row, :n].tolist(), length)
@@ -92,6 +93,8 @@ def test_against_the_slow_reference(case: tuple) -> None:
                 index = positions.index[row, segment].item()
                 assert positions.valid[row, segment].item() == bool(legal)
                 assert index in legal if legal else index == 0
+                if legal and name == "even":
+                    assert index == legal[(len(legal) - 1) // 2]
                 if legal and name == "argmax":
                     assert scores[index] == pytest.approx(max(scores.values()), abs=1e-12)
                 if legal and name == "argmin":

@@ -100,8 +100,8 @@ class RolloutRecorder(Callback):
         positions = []
         for s in rollouts.valid[row].nonzero().flatten().tolist():
             start = int(rollouts.positions.index[row, s])
-            prefix = decode(module, tokens[max(0, start - self.prefix_tokens) : start])
-            target = decode(module, rollouts.targets[row, s].tolist())
+            prefix = module.text(tokens[max(0, start - self.prefix_tokens) : start])
+            target = module.text(rollouts.targets[row, s].tolist())
             drawn = [
                 _rollout(module, experience, row, s, n) for n in range(rollouts.tokens.shape[2])
             ]
@@ -115,7 +115,7 @@ def _rollout(module: RefineModule, experience: Experience, *place: int) -> Rollo
         return round(float(values[place]), 6)
 
     return Rollout(
-        decode(module, experience.rollouts.tokens[place].tolist()),
+        module.text(experience.rollouts.tokens[place].tolist()),
         number(experience.rewards),
         {name: number(values) for name, values in experience.reward_parts.items()},
         number(experience.advantages),
@@ -146,10 +146,3 @@ def _entropy_map(
         [max(start - 1 - selector.offset, 0) for start in starts],
         borders,
     )
-
-
-def decode(module: RefineModule, tokens: list[int]) -> str:
-    """The text of tokens, or their numbers if there is no tokenizer."""
-    if module.tokenizer is None:
-        return " ".join(str(token) for token in tokens)
-    return str(module.tokenizer.decode(tokens))

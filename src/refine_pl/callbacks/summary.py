@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,13 @@ from refine_pl.errors import DataError
 from refine_pl.training.counters import Counters
 from refine_pl.training.metrics import closing_names, format_value, title_of
 from refine_pl.training.module import RefineModule
-from refine_pl.training.record_files import read_record, write_json
-from refine_pl.training.run_folder import SUMMARY, Summary, Validation, folder_of
+from refine_pl.training.record_files import (
+    append_records,
+    drop_later_lines,
+    read_record,
+    write_json,
+)
+from refine_pl.training.run_folder import HELD_OUT, SUMMARY, Summary, Validation, folder_of
 from refine_pl.training.run_place import run_directory
 from refine_pl.training.schedule import find_schedule
 
@@ -26,7 +31,9 @@ from refine_pl.training.schedule import find_schedule
 class RunSummary(Callback):
     """Prints the validation numbers of before, between and after at the end of a run.
 
-    They are also kept in ``summary.json`` in the run folder, after every validation. A resumed run
+    They are also kept in ``summary.json`` in the run folder, after every validation, and what was
+    measured of each held-out sequence in ``held_out.jsonl``: a
+    :class:`~refine_pl.training.run_folder.HeldOut` on each line. A resumed run
     starts from those that the checkpoint holds. One that followed the checkpoint at the same
     iteration is read from the ``summary.json`` of the run folder that the checkpoint lies in.
     """
@@ -50,6 +57,9 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for a validation between the checkpoint and the next batch: it is not run again."""
         assert isinstance(pl_module, RefineModule)
+        held_out = None if self._folder is None else self._folder / HELD_OUT
+        if trainer.is_global_zero and held_out is not None and held_out.exists():
+            drop_later_lines(held_out, pl_module.iteration)
         iterations = {validation.iteration for validation in self.validations}
         if trainer.ckpt_path is not None and pl_module.iteration not in iterations:
             self.validations += recorded(folder_of(trainer.ckpt_path), pl_module.iteration)
@@ -68,6 +78,8 @@ class RunSummary(Callback):
         if trainer.is_global_zero and self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._folder / SUMMARY, Summary(self.validations))
+            rows = (replace(row, iteration=now, label=label) for row in pl_module.held_out)
+            append_records(self._folder / HELD_OUT, rows)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, the run folder and how to look at it."""

@@ -219,6 +219,12 @@ def unfit_shards(path: Any, error: CheckpointException) -> CheckpointError:
             f"{path} holds no reference model: model.kl_weight was 0 when it was written",
             way_out="model.kl_weight: 0; or `refine-pl export` it and start a new run from there",
         )
+    if "yardstick." in said:
+        return _unusable(
+            f"{path} holds no frozen copy: model.validation.yardstick was off when it was written",
+            way_out="model.validation.yardstick: false; or `refine-pl export` it and start a new "
+            "run from there",
+        )
     return _unusable(
         f"{path} does not fit this run: {said[:300]}",
         "a checkpoint of the same backbone with the same sizes",

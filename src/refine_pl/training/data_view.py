@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from refine_pl.tokenizers import Tokenizer
+from refine_pl.training.row_values import as_numbers
 
 
 class DataView:
@@ -22,6 +23,10 @@ class DataView:
     def tokenizer(self) -> Tokenizer | None:
         """Its tokenizer."""
         return getattr(self.data, "tokenizer", None)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, or their numbers if there is no tokenizer."""
+        return as_numbers(tokens) if self.tokenizer is None else self.tokenizer.decode(tokens)
 
     @property
     def sources(self) -> Mapping[str, Any] | None:

@@ -27,15 +27,25 @@ from refine_pl.training.counters import Counters
 from refine_pl.training.data_view import DataView
 from refine_pl.training.phases import Phase
 from refine_pl.training.processes import processes_of
+from refine_pl.training.row_values import all_records
+from refine_pl.training.run_folder import HeldOut
 from refine_pl.training.settings import PartSettings, Settings
 from refine_pl.training.sharding import class_name, gather, scatter
 from refine_pl.training.sizes import Sizes
 from refine_pl.training.stopping import Border, saving
 from refine_pl.training.validation import Validation
+from refine_pl.training.validation_plan import ValidationPlan
+from refine_pl.training.yardstick import copy_weights
 
 
 class MeasuredModule(LightningModule):
-    """A policy with the parts that draw and judge rollouts; :class:`RefineModule` trains it."""
+    """A policy with the parts that draw and judge rollouts; :class:`RefineModule` trains it.
+
+    Attributes:
+        yardstick: the policy as it was when the stage began; None if validation does without.
+        stage: number of that stage in the schedule; None before it is known.
+        held_out: what the last validation measured of each sequence, of all processes.
+    """
 
     policy: FastWeightLM
     refine_step: RefineStep
@@ -47,6 +57,10 @@ class MeasuredModule(LightningModule):
     counters: Counters
     border: Border
     phase: Phase
+    validation: ValidationPlan
+    yardstick: FastWeightLM | None
+    stage: int | None
+    held_out: list[HeldOut]
     _validation: Validation | None = None
 
     @property
@@ -63,6 +77,10 @@ class MeasuredModule(LightningModule):
     def tokenizer(self) -> Tokenizer | None:
         """The data module's tokenizer, if there is one."""
         return self._data.tokenizer
+
+    def text(self, tokens: list[int]) -> str:
+        """The text of tokens, or their numbers if there is no tokenizer."""
+        return self._data.text(tokens)
 
     @property
     def _data(self) -> DataView:
@@ -205,14 +223,37 @@ class MeasuredModule(LightningModule):
 
     # Validation ----------------------------------------------------------------------------------
 
+    def begin_stage(self, stage: int) -> None:
+        """Freeze a copy of the policy as it is now, unless it was done when this stage began.
+
+        Args:
+            stage: its number in the schedule, from 0.
+        """
+        if self.yardstick is not None and stage != self.stage:
+            copy_weights(self.policy, self.yardstick)
+        self.stage = stage
+
     def on_validation_epoch_start(self) -> None:
         """Start with empty sums, under the model's own settings."""
-        plan, rows = self.own_settings.plan, self.sizes.microbatch
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if self.stage is None and (fitting or self.trainer.ckpt_path is None):
+            self.begin_stage(0)
         with self.part_settings.given(self.part_settings.own()):
-            self._validation = Validation(self.policy, self.refine_step, plan, self.seed, rows)
-        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._validation = Validation(
+                self.policy,
+                self.refine_step,
+                self.validation,
+                self.sizes.microbatch,
+                self.yardstick,
+                self._data.text,
+            )
+        if fitting:
             self.border.remember(self.trainer, self.counters.updates)
-        gather(self.policy)  # processes may have different numbers of batches
+        for model in self._measured():  # processes may have different numbers of batches
+            gather(model)
+
+    def _measured(self) -> list[FastWeightLM]:
+        return [model for model in (self.policy, self.yardstick) if model is not None]
 
     def validation_step(
         self, batch: Batch | TaskBatch, batch_idx: int, dataloader_idx: int = 0
@@ -228,9 +269,11 @@ class MeasuredModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means over all tokens and all rollouts of all processes."""
         assert self._validation is not None
-        scatter(self.policy)
+        for model in self._measured():
+            scatter(model)
         with self.stopping():
             means = self._validation.means(self.device, processes_of(self.trainer).total)
+        self.held_out = all_records(self._validation.rows, self.trainer.world_size)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_scalars(means)
         else:

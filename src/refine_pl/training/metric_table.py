@@ -7,45 +7,8 @@ run" are made from this list. A new scalar is two places: the line that adds it 
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-_PERCENT = "{:.2%}"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A scalar. ``<name>`` in its name stands for a reward, or for another part that is named."""
-
-    name: str
-    title: str  # in tables and figures
-    meaning: str  # one line, for the docs
-    unit: str = ""
-    form: str = "{:.4f}"  # of a value
-    healthy: str = ""  # what it should do
-    otherwise: str = ""  # what to try if it does not
-    bar: str = ""  # its label on the progress bar; empty: it is not there
-    bar_form: str = "{:.3f}"
-    of_answers: bool = False  # on the bar only where the batch had answers
-    closing: bool = False  # in the table at the end of a run, and in that of a sweep
-    curve: bool = True  # has a figure of its own in a report
-    if_changing: bool = False  # nearly always a straight line: its figure is drawn when it is not
-    spread: str = ""  # the scalar that is drawn as a band around it
-    exact: bool = False  # drawn as it is: a mean over time would say something else
-
-    def matches(self, scalar: str) -> bool:
-        """Whether ``scalar`` is this one."""
-        pattern = re.escape(self.name).replace("<name>", "[^/]+")
-        return re.fullmatch(pattern, scalar) is not None
-
-
-def _share(name: str, title: str, meaning: str, **others: object) -> Metric:
-    return Metric(name, title, meaning, "share", _PERCENT, **others)  # type: ignore[arg-type]
-
-
-def _seconds(part: str, title: str, meaning: str, otherwise: str = "") -> Metric:
-    return Metric(f"time/{part}_s", title, meaning, "seconds", otherwise=otherwise)
-
+from refine_pl.training.metric import Metric, seconds, share
+from refine_pl.training.metric_validation import VALIDATION
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "Losses": (
@@ -134,7 +97,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="0.7 to 0.8 when divided by the standard deviation, less by the share of "
             "groups without spread",
         ),
-        _share(
+        share(
             "advantage/zero_spread_groups",
             "groups without spread",
             "share of groups whose rewards are all equal: they have no advantage and no gradient",
@@ -151,7 +114,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             otherwise="far from 1: the mini-batches drift; lower the learning rate",
             if_changing=True,
         ),
-        _share(
+        share(
             "policy/clip_fraction",
             "clipped rollout tokens",
             "share of rollout tokens (or rollouts, as the loss counts) whose ratio is clipped",
@@ -159,7 +122,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             otherwise="large: lower the learning rate, or `rollouts_per: minibatch`",
             if_changing=True,
         ),
-        _share(
+        share(
             "policy/dual_clip_fraction",
             "dual clip binds",
             "share of rollout tokens where the dual clip binds",
@@ -196,7 +159,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             bar="answer loss",
             of_answers=True,
         ),
-        _share(
+        share(
             "train/answer_accuracy",
             "most likely answer tokens",
             "share of answer tokens that are the most likely one, given the true ones before",
@@ -210,7 +173,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="near 0 with either sign",
             otherwise="it measures no progress; look at the score",
         ),
-        _share(
+        share(
             "answer/score",
             "score of sampled answers",
             "GRPO on answers: the task's score, mean over sampled answers",
@@ -227,7 +190,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="near the length of the references",
             otherwise="at the budget: answers do not end; train with `answer_eos`",
         ),
-        _share(
+        share(
             "answer/zero_spread_groups",
             "prompts without spread",
             "share of prompts whose answers all have the same score",
@@ -241,7 +204,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             healthy="1: answers are drawn for each update",
             if_changing=True,
         ),
-        _share(
+        share(
             "answer/clip_fraction",
             "clipped answer tokens",
             "share of sampled tokens (or answers, as the loss counts) whose ratio is clipped",
@@ -293,22 +256,22 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             bar="tokens/s",
             bar_form="{:,.0f}",
         ),
-        _seconds("prefill", "reading the sequences", "reading the sequences without gradient"),
-        _seconds("select", "choosing positions", "choosing positions"),
-        _seconds("rollout", "sampling", "sampling rollouts"),
-        _seconds(
+        seconds("prefill", "reading the sequences", "reading the sequences without gradient"),
+        seconds("select", "choosing positions", "choosing positions"),
+        seconds("rollout", "sampling", "sampling rollouts"),
+        seconds(
             "reward",
             "rewards and advantages",
             "rewards and advantages",
             "large: a reward of your own is slow",
         ),
-        _seconds(
+        seconds(
             "answer",
             "sampling and scoring answers",
             "preparing answers: sampling and scoring them, in GRPO",
             "a smaller `budget`",
         ),
-        _seconds("update", "forward, backward, optimizer", "forward, backward and optimizer steps"),
+        seconds("update", "forward, backward, optimizer", "forward, backward and optimizer steps"),
         Metric(
             "memory/peak_gib",
             "peak memory",
@@ -339,62 +302,6 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             curve=False,
         ),
     ),
-    "Validation": (
-        Metric(
-            "val/ntp_loss",
-            "next-token loss",
-            "next-token cross-entropy of held-out documents",
-            "nats per token",
-            closing=True,
-        ),
-        _share(
-            "val/accuracy",
-            "accuracy, most likely token",
-            "share of next tokens that are the most likely one",
-            closing=True,
-        ),
-        _share(
-            "val/sampled_accuracy",
-            "accuracy of a sample",
-            "share that a sample would hit: mean probability of the true token",
-        ),
-        _share(
-            "val/exact_match",
-            "exact match of rollout tokens",
-            "share of rollout tokens that equal the true ones, whatever the rewards are",
-            closing=True,
-        ),
-        Metric(
-            "val/sft_loss",
-            "loss of the answers",
-            "cross-entropy of the answers of held-out rows",
-            "nats per answer token",
-            closing=True,
-        ),
-        _share(
-            "val/answer_accuracy",
-            "most likely answer tokens",
-            "share of these tokens that are the most likely one, given the true ones before",
-            closing=True,
-        ),
-        _share(
-            "val/score",
-            "score of own answers",
-            "score of the model's own answers to these rows, by the rules of their tasks",
-            closing=True,
-        ),
-        Metric(
-            "val/reward",
-            "reward of rollouts",
-            "weighted sum of the rewards of rollouts from held-out documents",
-            closing=True,
-        ),
-        Metric(
-            "val/reward_<name>",
-            "one reward, before its weight",
-            "one reward of these rollouts, before its weight",
-            closing=True,
-        ),
-    ),
+    "Validation": VALIDATION,
 }
 """All scalars, in the groups and in the order in which they are shown, over iterations."""

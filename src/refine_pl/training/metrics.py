@@ -37,7 +37,11 @@ def title_of(scalar: str) -> str:
         return scalar
     if metric.name == "val/reward_<name>":
         return f"reward {scalar.removeprefix('val/reward_')}"
-    return metric.title + (f", {metric.unit}" if metric.unit not in ("", "share") else "")
+    title = metric.title
+    if "<name>" in title:
+        before, after = metric.name.split("<name>")
+        title = title.replace("<name>", scalar.removeprefix(before).removesuffix(after))
+    return title + (f", {metric.unit}" if metric.unit not in ("", "share") else "")
 
 
 def closing_names(scalars: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -71,6 +72,7 @@ from refine_pl.training.trainer_checks import (
     check_sharding,
 )
 from refine_pl.training.updater import Updater
+from refine_pl.training.validation_plan import PLAN, ValidationPlan
 
 
 class RefineModule(SavedModule):
@@ -85,6 +87,7 @@ class RefineModule(SavedModule):
         advantage: who is compared with whom.
         policy_loss: what the update does with the advantages.
         answering: how prompts are answered: in ``test``, ``predict`` and validation.
+        validation: which rollouts validation draws, and how it judges them.
         optimizer: of the policy's parameters.
         lr_scheduler: of the learning rate, counted in iterations; any class of
             ``torch.optim.lr_scheduler`` that needs no metric.
@@ -118,6 +121,7 @@ class RefineModule(SavedModule):
         advantage: AdvantageEstimator = GROUP_RELATIVE,
         policy_loss: PolicyLoss = CLIPPED,
         answering: Answering = GREEDY,
+        validation: ValidationPlan = PLAN,
         optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
         num_segments: PositiveInt = 8,
@@ -141,11 +145,15 @@ class RefineModule(SavedModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may rest
         self.policy = choose_policy(backbone, pretrained)
         self.reference: FastWeightLM | None = None
+        self.yardstick: FastWeightLM | None = None
+        self.stage: int | None = None
+        self.held_out = []
         # A part's own parameters, say a reward model's, are not trained.
         self.refine_step = RefineStep(
             selector, generator, rewards, advantage, policy_loss
         ).requires_grad_(False)
         self.answering = build_part(answering)
+        self.validation = replace(validation, selector=build_part(validation.selector))
         self.make_optimizer = maker(optimizer)
         self.make_lr_scheduler = lr_scheduler
         self.minibatch_size = minibatch_size
@@ -171,7 +179,7 @@ class RefineModule(SavedModule):
     def _save_plain_hyperparameters(self) -> None:
         """From the command line: the model's part of the config. From Python: the plain values."""
         parts = ["backbone", "selector", "generator", "rewards", "advantage", "policy_loss"]
-        others = ["answering", "optimizer", "lr_scheduler"]
+        others = ["answering", "validation", "optimizer", "lr_scheduler"]
         self.save_hyperparameters(ignore=[*parts, *others], logger=False)
         if "_instantiator" in self.hparams:
             self.save_hyperparameters(logger=False)
@@ -213,7 +221,7 @@ class RefineModule(SavedModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Check the data, give its tokenizer to the rewards, make the reference."""
+        """Check the data, give its tokenizer to the rewards, make the frozen copies."""
         self.refine_step.reward.bind(self.tokenizer)
         data, policy = self._data, self.policy
         loaded = self.hparams.get("pretrained") is not None
@@ -221,6 +229,8 @@ class RefineModule(SavedModule):
         note = long_text_note(class_name(policy), policy.config(), data.text_lengths())
         if note is not None:
             self.print(note)
+        if stage in ("fit", "validate") and self.validation.yardstick and self.yardstick is None:
+            self.yardstick = copy.deepcopy(policy).requires_grad_(False)
         if stage != "fit":
             return
         if data.batch_size is not None:
@@ -236,12 +246,13 @@ class RefineModule(SavedModule):
         check_batch_size(batch_size, self.minibatch_size, self.sizes.microbatch, processes)
 
     def configure_model(self) -> None:
-        """Shard the policy and the reference, if the trainer's strategy is to."""
+        """Shard the policy and its frozen copies, if the trainer's strategy is to."""
         if self.device_mesh is not None:  # only that of ModelParallelStrategy; none without trainer
             mesh = self.device_mesh["data_parallel"]
             shard(self.policy, mesh)
-            if self.reference is not None:
-                shard(self.reference, mesh)
+            for frozen in (self.reference, self.yardstick):
+                if frozen is not None:
+                    shard(frozen, mesh)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the policy's trainable parameters, and the schedule of its rate."""
@@ -258,7 +269,7 @@ class RefineModule(SavedModule):
         self.part_settings.remember()
         self._flat_rewards = FlatRewards()
         if self.trainer.ckpt_path is None:
-            self.counters = Counters()
+            self.counters, self.stage = Counters(), None
         size = sum(p.numel() for p in self.policy.parameters())
         kind = class_name(self.policy)
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
@@ -279,6 +290,8 @@ class RefineModule(SavedModule):
         self._rate.restore(self._optimizer())
         begin_next_epoch(self.trainer)
         self.check_weights()
+        if self.stage is None:  # no schedule has said so
+            self.begin_stage(0)
         self.border.remember(self.trainer, self.counters.updates)
         stepper = self.optimizers()
         assert not isinstance(stepper, list)

@@ -16,6 +16,7 @@ CHECKPOINTS = "checkpoints"  # the folder of them
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 CURVES = "metrics.csv"  # of CSVLogger
 SUMMARY = "summary.json"  # Summary
+HELD_OUT = "held_out.jsonl"  # a HeldOut on each line
 ROLLOUTS = "rollouts.jsonl"  # a Position on each line
 ENTROPY = "entropy.jsonl"  # an EntropyMap on each line
 ANSWERS = "answers.jsonl"  # of refine-pl test: an Answer on each line
@@ -24,7 +25,7 @@ SCORES = "scores.json"  # Scores
 CARD = "card.json"  # what an evaluation was made with
 SWEEP = "sweep.json"  # SweepIndex
 
-TRAINING_FILES = (SUMMARY, ROLLOUTS, ENTROPY)  # only training writes them
+TRAINING_FILES = (SUMMARY, HELD_OUT, ROLLOUTS, ENTROPY)  # only training writes them
 EVALUATION_FILES = (ANSWERS, PREDICTIONS, SCORES, CARD)
 
 
@@ -54,6 +55,23 @@ class Summary:
         some = some or self.validations[:1]
         last = self.validations[-1:]
         return some if some[-1:] == last else [*some, *last]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What a validation measured of one held-out sequence."""
+
+    row: int  # names the sequence; the same in every run with these held-out documents
+    document: str  # its name; several sequences may come from one
+    num_tokens: int
+    positions: int  # where rollouts started
+    values: dict[str, float]  # means over the sequence, by the names of the log
+    match_by_token: list[float] = field(default_factory=list)  # L, probability of true tokens
+    prefix: str = ""  # the last tokens before one of the positions
+    target: str = ""  # the true continuation
+    rollout: str = ""  # the first of those drawn there
+    iteration: int = 0
+    label: str | None = None  # such as "after warm-up"; None inside a stage
 
 
 @dataclass(frozen=True, slots=True)

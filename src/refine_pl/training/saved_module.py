@@ -12,9 +12,9 @@ from refine_pl.backbones import FastWeightLM
 from refine_pl.rewards.from_function import functions_refused
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.checks import check_state
+from refine_pl.training.frozen_copies import fit_copy
 from refine_pl.training.measured_module import MeasuredModule
 from refine_pl.training.phases import Phase
-from refine_pl.training.reference import fit_reference
 from refine_pl.training.resuming import (
     STATE_KEY,
     check_optimizer,
@@ -62,19 +62,23 @@ class SavedModule(MeasuredModule):
         spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
         if spec is not None:
             state["tokenizer"] = spec  # for test, predict and lm-eval
+        if self.yardstick is not None:
+            state["stage"] = self.stage  # in which its weights were copied
         if self.trainer.optimizers:
             state["optimizer"] = class_path(self.trainer.optimizers[0])
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the counters, and make the reference fit what this run needs."""
+        """Read the counters, and make the frozen copies fit what this run needs."""
         self.counters.load_state_dict(checkpoint.get(STATE_KEY, {}))
+        self.stage = checkpoint.get(STATE_KEY, {}).get("stage")
         self.resumed_at = self.iteration
         state = checkpoint.get("state_dict")
         if state is None:  # a sharded run has loaded its weights, and its optimizer, already
             return
         self._resumed_from = checkpoint
-        state = fit_reference(state, self.reference is not None)
+        state = fit_copy(state, "reference", self.reference is not None)
+        state = fit_copy(state, "yardstick", self.yardstick is not None)
         checkpoint["state_dict"] = self._with_own_parts(state) if self._only_answers() else state
 
     def resume_optimizer(self, optimizer: Optimizer) -> None:

@@ -243,6 +243,7 @@ class Schedule(Callback):
                 way_out="one more stage, or a longer one: "
                 f"--schedule.stages.{last}.iterations N; refine-pl validate measures it as it is",
             )
+        pl_module.begin_stage(self.place(pl_module.iteration)[0])
         if pl_module.iteration == 0 and self.validate:
             run_validation(trainer)
 
@@ -282,6 +283,7 @@ class Schedule(Callback):
         pl_module.log_scalars({STAGE: index}, pl_module.log_is_due)
         if self.boundary(pl_module.iteration) is None:
             return
+        pl_module.begin_stage(self.place(pl_module.iteration)[0])
         last = pl_module.iteration == self.num_iterations
         if self.validate and not (last and validates_on_stop(trainer)):
             run_validation(trainer)
