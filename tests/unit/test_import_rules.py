@@ -69,6 +69,7 @@ RULES = {
         "benchmark",
         "callbacks",
         "checksums",
+        "command_table",
         "data",
         "evaluation",
         "interrupts",
@@ -80,7 +81,8 @@ RULES = {
         "whole_files",
     ),
     "recipes": (),
-    "cli": ("errors", "interrupts", "launch", "machine_errors", "recipes"),
+    "command_table": (),
+    "cli": ("command_table", "errors", "interrupts", "launch", "machine_errors", "recipes"),
     "__main__": ("cli",),
     # The public names: loaded when they are first used, imported for the type checker alone.
     "__init__": (*ENGINE, "training"),
