@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from refine_pl.errors import DataError, nearest
+
+
+class MissingFileError(DataError):
+    """A file that was named is not there, or none that a pattern stands for."""
+
+
+@contextlib.contextmanager
+def named_by(key: str, more: str | None = None) -> Iterator[None]:
+    """Say which setting named the files, where one is missing.
+
+    Args:
+        key: of the setting.
+        more: another way out.
+
+    Raises:
+        MissingFileError: with the key.
+    """
+    try:
+        yield
+    except MissingFileError as error:
+        where, way_out = f"{key}; {error.where}", error.way_out
+        if more is not None:
+            way_out = f"{way_out}; {more}"
+        raise MissingFileError(error.what, where=where, way_out=way_out) from error
 
 
 def find_files(paths: Sequence[str], suffixes: Collection[str]) -> list[str]:
@@ -68,7 +93,7 @@ def _expand(path: str) -> list[str]:
     if glob.has_magic(path):
         found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
         if not found:
-            raise DataError(
+            raise MissingFileError(
                 f"no file matches {path!r}",
                 where=f"patterns start from {Path.cwd()}",
                 way_out="check the pattern; ** stands for folders of any depth",
@@ -76,7 +101,7 @@ def _expand(path: str) -> list[str]:
         return found
     folder = Path(path).parent
     guess = nearest(Path(path).name, [p.name for p in folder.iterdir()] if folder.is_dir() else [])
-    raise DataError(
+    raise MissingFileError(
         f"file not found: {path}",
         where=f"paths start from {Path.cwd()}",
         way_out=f"did you mean {folder / guess}?" if guess else "check the path",

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from refine_pl.data.cache_files import digest_of
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.loader import ResumableLoader
+from refine_pl.data.paths import named_by
 from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.data.tasks.encoding import Encoding, OverLong
 from refine_pl.data.tasks.task_set import TaskSet, WholeBatches, collate_tasks
@@ -24,6 +25,8 @@ _SETTINGS = (
     "rows, tokenizer, max_prompt_tokens, over_long, answer_separator, answer_eos, budget, seed and "
     "batch_size"
 )
+
+_MAKING = "rows of RULER are made by `refine-pl prepare ruler_qa`, from files of SQuAD and HotpotQA"
 
 # The sets that a command of Lightning uses; it must have the first.
 _COMMANDS = {
@@ -208,18 +211,18 @@ class TaskData(ResumableData):
         """The rows of a set's sources, in their order, and what people should know about them."""
         if name not in self._read:
             notes: list[str] = []
-            rows = self._rows_of(self.task_sources[name], notes)
+            rows = self._rows_of(name, notes)
             way_out = "another task, length, seed, file name or id_column for one of them"
             self._read[name] = check_unique(rows, way_out), notes
         return self._read[name]
 
-    def _rows_of(
-        self, sources: dict[str, TaskSource], notes: list[str]
-    ) -> Iterator[tuple[str, TaskRow]]:
+    def _rows_of(self, set_name: str, notes: list[str]) -> Iterator[tuple[str, TaskRow]]:
         """Where each row is from, and the row; notes are added while they are read."""
-        for name, source in sources.items():
+        for name, source in self.task_sources[set_name].items():
             source.cache_dir, source.notify = self.cache_dir, rank_zero_info
-            for row in source.rows(self.tokenizer):
+            with named_by(f"{set_name}.{name}.init_args.paths of the data", _MAKING):
+                rows = source.rows(self.tokenizer)
+            for row in rows:
                 own = row._replace(max_gen_tokens=self.budget or row.max_gen_tokens)
                 yield f"source {name!r} ({source.label})", own
             notes += (f"{name}: {note}" for note in source.notes)

@@ -13,6 +13,7 @@ from refine_pl.data.cache_files import digest_of
 from refine_pl.data.corpora import Corpus
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.loader import ResumableLoader, collate
+from refine_pl.data.paths import named_by
 from refine_pl.data.sequences import (
     Numbers,
     Pieces,
@@ -172,13 +173,15 @@ class TextData(ResumableData):
     @cached_property
     def _cache(self) -> TokenCache:
         # Only the first rank of a machine prepares; the others open what it made.
-        return tokenized(self.corpus, self.tokenizer, self.cache_dir, rank_zero_info)
+        return self._tokens("corpus", self.corpus)
 
     @cached_property
     def _val_cache(self) -> TokenCache | None:
-        if self.val_corpus is None:
-            return None
-        return tokenized(self.val_corpus, self.tokenizer, self.cache_dir, rank_zero_info)
+        return None if self.val_corpus is None else self._tokens("val_corpus", self.val_corpus)
+
+    def _tokens(self, key: str, corpus: Corpus) -> TokenCache:
+        with named_by(f"{key}.init_args.paths of the data"):
+            return tokenized(corpus, self.tokenizer, self.cache_dir, rank_zero_info)
 
     @cached_property
     def _divided(self) -> tuple[Split, HeldOut]:

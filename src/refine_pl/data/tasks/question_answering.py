@@ -108,10 +108,26 @@ class MultiDocumentQA(FileReader, GeneratedRows):
 
     def make(self, tokenizer: Tokenizer) -> tuple[list[TaskRow], list[str]]:
         """The rows of every length; raises DataError where none is left for one."""
-        questions = list(self.counted(self._read, "question"))
-        pool = list(dict.fromkeys(p for question in questions for p in question.paragraphs))
+        rows, notes = self.of_questions(tokenizer, list(self.counted(self._read, "question")))
+        return rows, self.skip_notes() + notes
+
+    def of_questions(
+        self,
+        tokenizer: Tokenizer,
+        questions: Sequence[Question],
+        others: Sequence[Question] = (),
+    ) -> tuple[list[TaskRow], list[str]]:
+        """The rows of questions that are not read from ``paths``, as :meth:`make`.
+
+        Args:
+            tokenizer: what lengths are counted with.
+            questions: those to make rows of.
+            others: give paragraphs too, but no rows.
+        """
+        given = (p for question in (*questions, *others) for p in question.paragraphs)
+        pool = list(dict.fromkeys(given))
         rows: list[TaskRow] = []
-        notes = self.skip_notes()
+        notes: list[str] = []
         for length in self.lengths:
             made, said = self._of_length(tokenizer, questions, pool, length)
             rows += made
