@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": ("refine_pl.commands.bench", False, "time an update of a recipe's model"),
     "report": ("refine_pl.commands.report", False, "runs as a page with tables and figures"),
     "export": ("refine_pl.commands.export", False, "write a checkpoint in the published layout"),
+    "prepare": ("refine_pl.commands.prepare", False, "rows of RULER from SQuAD and HotpotQA"),
     "recipes": ("refine_pl.commands.recipes", False, "list the recipes, or print one"),
     "completion": ("refine_pl.commands.completion", False, "complete options in your shell"),
     "doctor": ("refine_pl.commands.doctor", False, "versions, devices, and which kernels run"),

@@ -99,6 +99,17 @@ def refuse_missing_folder(name: str, what: str) -> None:
         )
 
 
+def download_command(name: str, kind: str = "model") -> str:
+    """How to fetch what a hub has by hand; a run without a network then finds it.
+
+    Args:
+        name: on the hub.
+        kind: ``model`` or ``dataset``.
+    """
+    options = "" if kind == "model" else f" --repo-type {kind}"
+    return f"`hf download{options} {name}` where there is a network fills the cache (HF_HOME)"
+
+
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:
     """Refuse a word that is not among those that a setting may have.
 

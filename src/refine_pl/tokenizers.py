@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from refine_pl.errors import DataError, deepest_reason, refuse_missing_folder
+from refine_pl.errors import DataError, deepest_reason, download_command, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def eos_token_id(self) -> int | None:
         """The id that ends a text, or ``None`` if there is none."""
+
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Ids with a meaning, by the names that ``config.json`` has for them; those it knows."""
+        return {} if self.eos_token_id is None else {"eos_token_id": self.eos_token_id}
 
     @property
     @abstractmethod
@@ -133,6 +138,13 @@ class HubTokenizer(Tokenizer):
         token: int | None = self._loaded.eos_token_id
         return token
 
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Those of the beginning and the end of a text and of padding, where it names them."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        found = {name: getattr(self._loaded, name, None) for name in names}
+        return {name: token for name, token in found.items() if token is not None}
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the tokenizer's whole definition, not of its name."""
@@ -197,7 +209,7 @@ class HubTokenizer(Tokenizer):
                 allowed="a folder with tokenizer.json, or the name of a model on the hub",
                 way_out="give a complete folder, for example one of save_pretrained"
                 if folder
-                else "check the name; without a network give a local folder",
+                else f"check the name; {download_command(self.name)}; or give a local folder",
             ) from error
         finally:
             logging.set_verbosity(verbosity)

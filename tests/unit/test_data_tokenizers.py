@@ -94,7 +94,10 @@ def test_encoding_does_not_change_the_fingerprint(folder):
 @pytest.mark.parametrize(
     ("name", "way_out"),
     [
-        ("nobody/no-such-tokenizer", "without a network give a local folder"),
+        (
+            "nobody/no-such-tokenizer",
+            "`hf download nobody/no-such-tokenizer` where there is a network",
+        ),
         ("./no/such/folder", "there is no such folder"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine_pl.errors import CheckpointError
+from refine_pl.errors import CheckpointError, download_command
 from refine_pl.numbers import check_finite_weights
 from refine_pl.parsing import parse_json
 
@@ -85,7 +85,7 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: str | None
             f"{name} is neither a folder here nor a model on the hub that can be fetched",
             where=str(error).splitlines()[0][:200],
             allowed=_ALLOWED,
-            way_out="download it first, and give the folder",
+            way_out=f"check the name; {download_command(name)}; or give a folder",
         ) from error
 
 

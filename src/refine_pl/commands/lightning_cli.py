@@ -47,6 +47,7 @@ from refine_pl.commands.own_defaults import own_defaults
 from refine_pl.commands.run_errors import explained, library_refuses, refused
 from refine_pl.commands.save_config import WITH_FOLDER, SaveConfigOnce, default_root
 from refine_pl.commands.schedule_options import check_rate, shared_out, with_whole_ramps
+from refine_pl.commands.vocabulary import follow_tokenizer, printed_options
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.launch import launched, slurm_job
 from refine_pl.machine_errors import machine_error
@@ -199,6 +200,8 @@ class RefineCLI(LightningCLI):
             before, after = self.completion(sources, checkpoint)
             args = [args[0], *before, *with_whole_ramps(args[1:], sources), *after]
             sources = read_sources(args[1:])
+        if checkpoint is None:
+            args = [*args, *printed_options(parser, args, sources)]
         try:
             with own_defaults(), classes_alone():
                 self.config = parser.parse_args(args)
@@ -206,6 +209,8 @@ class RefineCLI(LightningCLI):
             check_groups(config, subparser)
         except Exception as error:
             raise explain(error, subparser, sources) from error
+        if checkpoint is None:
+            follow_tokenizer(config, sources)
         refuse_what_the_parser_lets_through(subparser, sources)
         refuse_not_finite(config, sources)
         check_plain_values(config, sources)

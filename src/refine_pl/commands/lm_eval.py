@@ -20,6 +20,7 @@ from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
 from refine_pl.commands.evaluating import MODEL_OPTIONS, find_tokenizer
 from refine_pl.commands.export import read_policy
+from refine_pl.commands.vocabulary import made
 from refine_pl.errors import ConfigError, DataError, did_you_mean
 from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
 from refine_pl.whole_files import replace_file
@@ -197,10 +198,7 @@ def _tokenizer(options: HarnessOptions) -> Tokenizer:
     path = options.ckpt_path
     checkpoint = None if path is None else read_checkpoint(path)
     spec, _ = find_tokenizer(options.pretrained, checkpoint, Path(path) if path else None)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Tokenizer, "tokenizer")
-    made: Tokenizer = parser.instantiate(parser.parse_object({"tokenizer": spec})).tokenizer
-    return made
+    return made(spec)
 
 
 def _evaluate(options: HarnessOptions, model: Any, manager: Any) -> dict[str, Any]:

@@ -20,7 +20,13 @@ from jsonargparse.typing import NonNegativeInt
 
 from refine_pl.data.cache_files import digest_of, file_hash
 from refine_pl.data.file_records import FileReader, FileRecord, OnBadRow, RowReader, decoded
-from refine_pl.errors import DataError, deepest_reason, nearest, refuse_missing_folder
+from refine_pl.errors import (
+    DataError,
+    deepest_reason,
+    download_command,
+    nearest,
+    refuse_missing_folder,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -187,7 +193,8 @@ class HubDataset(Corpus):
                 "one"
                 if folder.is_dir()
                 else "check the name and the split; without a network only local folders and "
-                "datasets that were downloaded before can be loaded",
+                "datasets that were downloaded before can be loaded: "
+                + download_command(self.name, "dataset"),
             ) from error
 
     def _saved_split(self, saved: Any) -> Dataset:

@@ -101,6 +101,27 @@ def check_vocabulary(needed: object, available: int, pretrained: bool) -> None:
         )
 
 
+def special_tokens_note(
+    tokenizer: str, ids: Mapping[str, int], config: Mapping[str, Any]
+) -> str | None:
+    """What to say where a model's configuration names other special tokens than the tokenizer.
+
+    Nothing here goes by the model's: they are only written to exported folders, and an end of text
+    of a list of several ends an answer too.
+
+    Args:
+        tokenizer: what it is called.
+        ids: its special tokens, by their names in ``config.json``.
+        config: of the model.
+    """
+    others = []
+    for name, token in ids.items():
+        named = config.get(name)
+        if named is not None and token not in (named if isinstance(named, list) else [named]):
+            others.append(f"{name} is {token} by {tokenizer} and {named} by the backbone")
+    return f"note: {'; '.join(others)}: the tokenizer's is used" if others else None
+
+
 def long_text_note(model: str, config: Mapping[str, Any], lengths: Iterable[object]) -> str | None:
     """What to say of texts longer than the model was trained for: no reason to refuse them.
 

@@ -44,6 +44,11 @@ class DataView:
         """Tokens that its sequences are made of."""
         return getattr(self.data, "vocab_size", getattr(self.tokenizer, "vocab_size", None))
 
+    @property
+    def special_token_ids(self) -> Mapping[str, int]:
+        """Its tokenizer's, by their names in ``config.json``; none of a class that is not ours."""
+        return getattr(self.tokenizer, "special_token_ids", {})
+
     def sequence_length(self, source: str | None = None) -> int | None:
         """Tokens of its longest sequences, of one source where it has several."""
         data = self.data if source is None else (self.sources or {}).get(source)

@@ -52,6 +52,7 @@ from refine_pl.training.checks import (
     check_update,
     check_vocabulary,
     long_text_note,
+    special_tokens_note,
 )
 from refine_pl.training.counters import Counters
 from refine_pl.training.flat_rewards import FlatRewards
@@ -205,6 +206,7 @@ class RefineModule(SavedModule):
         """Check the trainer: the first hook of a run, before any data is prepared."""
         check_sharding(self.trainer)
         check_log_folders(self.trainer)
+        self._check_vocabulary()
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.phase = find_phase(self.trainer)
             self.part_settings = self._part_settings()
@@ -223,14 +225,17 @@ class RefineModule(SavedModule):
     def setup(self, stage: str) -> None:
         """Check the data, give its tokenizer to the rewards, make the frozen copies."""
         self.refine_step.reward.bind(self.tokenizer)
-        data, policy = self._data, self.policy
-        loaded = self.hparams.get("pretrained") is not None
-        check_vocabulary(data.vocab_size, policy.vocab_size, loaded)
-        note = long_text_note(class_name(policy), policy.config(), data.text_lengths())
-        if note is not None:
-            self.print(note)
+        self._check_vocabulary()  # of data that know it only now
+        data, config = self._data, self.policy.config()
+        label = getattr(data.tokenizer, "label", type(data.tokenizer).__name__)
+        for note in (
+            special_tokens_note(label, data.special_token_ids, config),
+            long_text_note(class_name(self.policy), config, data.text_lengths()),
+        ):
+            if note is not None:
+                self.print(note)
         if stage in ("fit", "validate") and self.validation.yardstick and self.yardstick is None:
-            self.yardstick = copy.deepcopy(policy).requires_grad_(False)
+            self.yardstick = copy.deepcopy(self.policy).requires_grad_(False)
         if stage != "fit":
             return
         if data.batch_size is not None:
@@ -238,7 +243,12 @@ class RefineModule(SavedModule):
             check_checkpoints(self.trainer, self.phase.updates(self.sizes, data.batch_size))
         self.check_settings(self.own_settings, "model.num_segments")
         if self.keep_reference and self.reference is None:
-            self.reference = copy.deepcopy(policy).requires_grad_(False)
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+
+    def _check_vocabulary(self) -> None:
+        """Before a corpus is tokenized, which takes long."""
+        loaded = self.hparams.get("pretrained") is not None
+        check_vocabulary(self._data.vocab_size, self.policy.vocab_size, loaded)
 
     def _check_batch_size(self, batch_size: int) -> None:
         """Of a batch over all processes."""
