@@ -161,6 +161,18 @@ def not_for_kernels(*tensors: torch.Tensor) -> str | None:
     return "its kernels compute in float32, not in float64" if wide else None
 
 
+def not_for_products(dtype: torch.dtype, key_width: int = 1) -> str | None:
+    """Why Triton kernels with matrix products do not take these operands, or None.
+
+    Args:
+        dtype: of the operands.
+        key_width: of a head, where there are keys.
+    """
+    if key_width > MAX_KEY_WIDTH:
+        return f"its kernels take keys of width {MAX_KEY_WIDTH} at most, not {key_width}"
+    return None if interpreted() else _not_16_bits(dtype)
+
+
 def _triton_unfit(device: torch.device, dtype: torch.dtype, key_width: int) -> str | None:
     if key_width > MAX_KEY_WIDTH:
         return f"its kernels take keys of width {MAX_KEY_WIDTH} at most, not {key_width}"
@@ -183,10 +195,10 @@ def _not_16_bits(dtype: torch.dtype) -> str | None:
     return f"its chunk kernels take bfloat16 or float16, not {dtype}"
 
 
-def _own(op: str, by_torch: str) -> list[Choice]:
+def _own(op: str, by_torch: str, kinds: str = "but not in float64") -> list[Choice]:
     """The rows of an operation with Triton kernels that ``auto`` takes wherever they can run."""
     taken = takes_triton(op, "auto", torch.device("cuda"))
-    kernels = triton_missing() or ("CUDA, but not in float64" if taken else "REFINE_KERNELS=torch")
+    kernels = triton_missing() or (f"CUDA, {kinds}" if taken else "REFINE_KERNELS=torch")
     return [Choice(op, "triton", taken, kernels), Choice(op, "torch", not taken, by_torch)]
 
 
@@ -198,24 +210,25 @@ def report() -> list[Choice]:
     fault = fla_decay_fault() if fla_runs else None
     chunked = "used for float32 and float64 only" if own_runs or fla_runs else "on a CPU"
     long_rows = "but for long rows in float32 on a CPU: element-wise work"
+    in_16_bits = "in bfloat16 or float16"
     instead = "if asked for by name" if fla_runs and fault is None else None
     if fla_runs and fault is not None:
-        instead = "with decay, in bfloat16 or float16"
+        instead = f"with decay, {in_16_bits}"
     return [
-        Choice("delta_rule", "fla", fla_runs, fla or fault or "CUDA, in bfloat16 or float16"),
+        Choice("delta_rule", "fla", fla_runs, fla or fault or f"CUDA, {in_16_bits}"),
         Choice(
             "delta_rule",
             "triton",
             own_runs and (not fla_runs or fault is not None),
-            own or instead or "CUDA, in bfloat16 or float16",
+            own or instead or f"CUDA, {in_16_bits}",
         ),
         Choice("delta_rule", "torch", not (own_runs or fla_runs), chunked + ", own backward"),
         Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),
         Choice("lact_update", "compiled", False, compiler or long_rows),
-        Choice("delta_rule_shared", "torch", True, "short continuations of shared states"),
+        *_own("delta_rule_shared", "short continuations of shared states", in_16_bits),
         *_own("short_conv", "blocks of tokens on the CPU, conv1d on CUDA"),
         *_own("gated_norm", "rms_norm too"),
         *_own("swiglu", "two element-wise steps"),
         Choice("window_attention", "torch", True, "blocks of queries, scaled dot products"),
-        Choice("token_stats", "torch", True, "blocks of tokens, recomputed in the backward pass"),
+        *_own("token_stats", "blocks of tokens, logits computed twice", in_16_bits),
     ]

@@ -149,7 +149,7 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[str
     """Types, constants and alignments, as Triton finds them in the arguments of a launch."""
     types = {
         torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
-        torch.int32: "i32", torch.int64: "i64",
+        torch.int8: "i8", torch.int32: "i32", torch.int64: "i64",
     }  # fmt: skip
     signature, constants, aligned = {}, dict(launch.constants), {}
     values = launch.arguments | launch.constants

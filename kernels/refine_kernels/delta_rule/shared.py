@@ -8,12 +8,15 @@ rows and never copied. Recent writes are folded into the matrix when there are m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from refine_kernels.backends import DeltaBackend, not_for_products, takes_triton
+from refine_kernels.delta_rule.forks_op import MAX_TOKENS, TritonForks
 from refine_kernels.delta_rule.reference import l2_normalize
+from refine_kernels.records import check_shapes
 
 FOLD_AT = 16  # writes; beyond it a row's own matrix is cheaper to read than its list of writes
 
@@ -66,6 +69,7 @@ def delta_rule_shared(
     *,
     scale: float | None = None,
     normalize_qk: bool = False,
+    backend: DeltaBackend = "auto",
 ) -> tuple[Tensor, SharedState]:
     """Read ``t`` tokens of each of ``R`` rows; made for a few tokens.
 
@@ -78,14 +82,76 @@ def delta_rule_shared(
         state: of the ``R`` rows.
         scale: of the queries, ``K**-0.5`` if left out.
         normalize_qk: divide q and k by their L2 norms first.
+        backend: ``triton`` or ``torch``; ``auto`` and ``fla``, which has no such kernels, take
+            Triton kernels on CUDA for 16-bit inputs, else torch.
 
     Returns:
-        outputs ``[R, t, H, V]`` in q's type, and the state after the tokens.
+        outputs ``[R, t, H, V]`` in v's type, and the state after the tokens.
+
+    Raises:
+        ValueError: shapes that do not fit, or a backend that cannot run.
     """
+    rows, length, heads, key_width = q.shape
+    per_head = (rows, length, heads)
+    check_shapes(
+        k=(k, (*per_head, key_width)),
+        v=(v, (*per_head, v.shape[-1])),
+        beta=(beta, per_head),
+        log_decay=(log_decay, per_head),
+        matrix=(state.matrix, (rows // state.copies, heads, key_width, v.shape[-1])),
+    )
+    scale = key_width**-0.5 if scale is None else scale
+    unfit = not_for_products(q.dtype, key_width)
+    own = "auto" if backend == "fla" else backend
+    by_triton = takes_triton("delta_rule_shared", own, q.device, unfit) and q.numel() > 0
+    inputs = _Tokens(q, k, v, beta, log_decay)
+    # The state is float32 whatever the operands are: autocast must not round it inside.
+    with torch.autocast(q.device.type, enabled=False):
+        read = _by_triton if by_triton else _by_torch
+        return read(inputs, state, scale, normalize_qk)
+
+
+class _Tokens(NamedTuple):
+    """``[R, t, H, ...]``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    log_decay: Tensor | None
+
+    def part(self, start: int, end: int) -> _Tokens:
+        return _Tokens(*(None if x is None else x[:, start:end] for x in self))
+
+
+def _by_triton(
+    x: _Tokens, state: SharedState, scale: float, normalize_qk: bool
+) -> tuple[Tensor, SharedState]:
+    """All tokens in one launch; of very many, one for each piece of ``MAX_TOKENS``."""
+    length, outputs = x.q.shape[1], []
+    for start in range(0, length, MAX_TOKENS):
+        part = x.part(start, start + MAX_TOKENS) if length > MAX_TOKENS else x
+        earlier = 0 if state.keys is None else state.keys.shape[-2]
+        if earlier + part.q.shape[1] > MAX_TOKENS:
+            state = state.fold()
+        output, keys, writes, decay = TritonForks.apply(
+            part.q, part.k.to(part.q.dtype), part.v.to(part.q.dtype), part.beta, part.log_decay,
+            state.matrix, state.keys, state.writes, state.decay,
+            (state.copies, scale, normalize_qk),
+        )  # fmt: skip
+        outputs.append(output)
+        state = _folded_in_time(SharedState(state.matrix, state.copies, keys, writes, decay))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    return output.to(x.v.dtype), state
+
+
+def _by_torch(
+    x: _Tokens, state: SharedState, scale: float, normalize_qk: bool
+) -> tuple[Tensor, SharedState]:
+    q, k, v, beta, log_decay = x
     out_dtype = v.dtype
     dtype = state.matrix.dtype
     groups, copies, length = state.matrix.shape[0], state.copies, q.shape[1]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     def rows_first(x: Tensor) -> Tensor:  # [R, t, H, ...] to [G, H, N, t, ...]
         return x.to(dtype).unflatten(0, (groups, copies)).movedim(3, 1)
@@ -131,7 +197,10 @@ def delta_rule_shared(
     if total is not None and decay is not None:
         overlap = overlap * (total[..., :, None] - decay[..., None, :]).tril(first).exp()
     output = from_query + overlap @ writes
-    after = SharedState(state.matrix, copies, keys, writes, decay)
-    if keys.shape[-2] >= FOLD_AT:
-        after = after.fold()
+    after = _folded_in_time(SharedState(state.matrix, copies, keys, writes, decay))
     return output.movedim(1, 3).flatten(0, 1).to(out_dtype), after
+
+
+def _folded_in_time(state: SharedState) -> SharedState:
+    assert state.keys is not None
+    return state.fold() if state.keys.shape[-2] >= FOLD_AT else state

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from refine_kernels.backends import OwnBackend, not_for_products, takes_triton
 from refine_kernels.records import check_shapes
 from refine_kernels.token_stats.blocked import BlockedTokenStats
+from refine_kernels.token_stats.kernel_op import TritonTokenStats
 
 _EMPTY = torch.empty(0)
 
@@ -29,6 +31,7 @@ def token_stats(
     *,
     entropy: bool = False,
     correct: bool = False,
+    backend: OwnBackend = "auto",
 ) -> TokenStats:
     """Statistics of ``softmax(hidden @ weight^T)``, differentiable in hidden and weight.
 
@@ -38,13 +41,15 @@ def token_stats(
         targets: ``[M]`` int64; negative ones do not count.
         entropy: compute the entropies.
         correct: compare the targets with the most likely tokens.
+        backend: ``auto`` takes Triton kernels on CUDA where products are in 16 bits, else torch.
 
     Returns:
         Float32 statistics (float64 for float64 inputs). Matrix products run in the type of an
         enclosing autocast.
 
     Raises:
-        ValueError: shapes that do not fit, or ``correct`` without targets.
+        ValueError: shapes that do not fit, ``correct`` without targets, or a backend that cannot
+            run.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -57,6 +62,9 @@ def token_stats(
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind)
     operand_dtype = torch.get_autocast_dtype(kind) if autocast else hidden.dtype
+    unfit = not_for_products(operand_dtype)
+    by_triton = takes_triton("token_stats", backend, hidden.device, unfit)
+    op = TritonTokenStats if by_triton else BlockedTokenStats
     with torch.autocast(kind, enabled=False):
-        parts = BlockedTokenStats.apply(hidden, weight, targets, entropy, correct, operand_dtype)
+        parts = op.apply(hidden, weight, targets, entropy, correct, operand_dtype)
     return TokenStats(*(_EMPTY if part is None else part for part in parts))
