@@ -116,7 +116,7 @@ def of_forks(pairs, R: tl.constexpr, TP: tl.constexpr):
 
 @triton.jit
 def load_keys(k, keys, new, old, token, before, column, K: tl.constexpr, OLD: tl.constexpr):
-    """New keys, and all keys of the tile as a sum of two if there are old ones: these are float32."""
+    """New keys, and all keys of the tile: of old ones, which are float32, as a sum of two."""
     new_keys = load_rows(k, token, new, column, K)
     high, low = new_keys, new_keys
     if OLD:

@@ -121,7 +121,9 @@ class _Tokens(NamedTuple):
     log_decay: Tensor | None
 
     def part(self, start: int, end: int) -> _Tokens:
-        return _Tokens(*(None if x is None else x[:, start:end] for x in self))
+        decay = None if self.log_decay is None else self.log_decay[:, start:end]
+        q, k, v, beta = (x[:, start:end] for x in self[:4])
+        return _Tokens(q, k, v, beta, decay)
 
 
 def _by_triton(

@@ -261,7 +261,7 @@ class DeltaRuleCore(Mixer):
         trail = None
         if state is not None and short:
             output, rule_state = delta_rule_shared(
-                *inputs, state.rule, normalize_qk=self.normalize_qk
+                *inputs, state.rule, normalize_qk=self.normalize_qk, backend=self.backend
             )
         else:
             result = delta_rule(
@@ -279,7 +279,10 @@ class DeltaRuleCore(Mixer):
         if layout.forks is not None and fork is not None and trail is not None:
             forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])
             fork_output, _ = delta_rule_shared(
-                *self._enter(fork, forked.tails), forked.rule, normalize_qk=self.normalize_qk
+                *self._enter(fork, forked.tails),
+                forked.rule,
+                normalize_qk=self.normalize_qk,
+                backend=self.backend,
             )
         y = self.leave(layout.join(output, fork_output), x)
         return y, after, trail if keep_trail else None
