@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -96,6 +97,7 @@ def entries(args: argparse.Namespace) -> list[Entry]:
                 [*small, small_decay],
                 decayed,
             ),
+            *product_entries(forks, matrices, hidden, head, targets),
         ]
     return [
         *own,
@@ -140,6 +142,43 @@ def entries(args: argparse.Namespace) -> list[Entry]:
             check_stats,
         ),
     ]
+
+
+def product_entries(
+    forks: list[Tensor], matrices: Tensor, hidden: Tensor, head: Tensor, targets: Tensor
+) -> list[Entry]:
+    """Forks and token statistics by Triton kernels, in bfloat16, against torch in float32."""
+
+    def read(*x: Tensor, backend: Literal["torch", "triton"] = "triton") -> Tensor:
+        state = SharedState(matrices, 8)
+        return delta_rule_shared(*x, None, state, normalize_qk=True, backend=backend)[0]
+
+    def entropy(h: Tensor, w: Tensor) -> Tensor:
+        return token_stats(h, w, entropy=True, backend="triton").entropy
+
+    def logprob(h: Tensor, w: Tensor) -> Tensor:
+        return token_stats(h, w, targets, backend="triton").logprob
+
+    def check_stats() -> float:
+        few = hidden[:99].bfloat16(), head.bfloat16()
+        expected = token_stats_reference(few[0].float(), few[1].float(), targets[:99])[1]
+        return apart(entropy(*few), expected)
+
+    rows = [x.bfloat16() for x in forks]
+    return [
+        Entry(
+            "delta_rule_shared, 8 x 8 forks of 5, triton",
+            rows,
+            read,
+            lambda: apart(read(*rows).float(), read(*(x.float() for x in rows), backend="torch")),
+            0.03,
+        ),
+        *(
+            Entry(f"token_stats, {name}, triton", [hidden.bfloat16(), head.bfloat16()], run,
+                  check_stats, 0.03)
+            for name, run in (("log-probability", logprob), ("entropy", entropy))
+        ),
+    ]  # fmt: skip
 
 
 def row_entries(length: int, heads: int, width: int, draw: Callable[..., Tensor]) -> list[Entry]:
@@ -194,7 +233,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
-    print(f"{'':<36}{'forward ms':>12}{'both ms':>12}{'apart':>12}")
+    print(f"{'':<44}{'forward ms':>12}{'both ms':>12}{'apart':>12}")
     for entry in entries(args):
         difference = entry.check()
         if not difference < entry.close:
@@ -209,7 +248,7 @@ def main() -> None:
             entry.run(*leaves).sum().backward()
 
         times = [median_ms(work, args.repeats, args.device) for work in (forward, both)]
-        print(f"{entry.name:<36}{times[0]:>12.1f}{times[1]:>12.1f}{difference:>12.1e}")
+        print(f"{entry.name:<44}{times[0]:>12.1f}{times[1]:>12.1f}{difference:>12.1e}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def compile_launch(op: str, launch: Launch, chip: str) -> Compiled:
     problems = []
     if shared > SHARED_LIMITS[chip]:
         problems.append(f"{shared} bytes of shared memory; a block has {SHARED_LIMITS[chip]}")
-    known = KNOWN_SPILLS.get((kernel, chip), 0)
+    parts = ("", *variant.split())
+    known = max(KNOWN_SPILLS.get((kernel, chip, part), 0) for part in parts)
     if spilled > known:
         problems.append(f"{spilled} bytes spilled, {known} expected")
     if "tl.dot" in launch.kernel.src and not tensor_core:

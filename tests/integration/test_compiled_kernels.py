@@ -18,14 +18,19 @@ pytestmark = pytest.mark.slow
 
 CHIPS = ("sm_80", "sm_90", "sm_100")
 # No decay is a part of the first; the others are the largest of their kind.
-CASES = ("delta_rule, decay, 128", "rms_norm, 8192", "gated_norm, 128", "swiglu", "short_conv")
+CASES = (
+    *("delta_rule, decay, 128", "rms_norm, 8192", "gated_norm, 128", "swiglu", "short_conv"),
+    *("delta_rule_shared, 8 forks of 5 tokens, 128", "token_stats, 32000"),
+)
 KERNELS = {
     *("prepare", "recur", "outputs"),
     *("written_back", "recur_back", "pairs_back", "queries_keys_back"),
     *("normalize", "normalize_back", "multiply", "multiply_back"),
-    *("convolve", "convolve_back", "column_sums"),
+    *("convolve", "convolve_back", "column_sums", "statistics", "logits_back"),
+    *("forks", "forks_states_back", "forks_rows_back"),
 }
-ELEMENTWISE = {x for x in KERNELS if x.startswith(("normal", "multi", "conv", "column"))}
+_ROW_BY_ROW = ("normal", "multi", "conv", "column", "statistics", "logits")
+ELEMENTWISE = {x for x in KERNELS if x.startswith(_ROW_BY_ROW)}
 PIPELINED = {"recur", "recur_back"}
 
 
@@ -36,7 +41,7 @@ def test_kernels_fit_the_chips():
     for chip in CHIPS:
         here = [row for row in rows if row["chip"] == chip]
         assert {row["kernel"] for row in here} == KERNELS
-        assert len(here) >= 26
+        assert len(here) >= 31
         for row in here:
             assert row["problems"] == [], row
             assert row["shared_bytes"] <= compiling.SHARED_LIMITS[chip]
@@ -49,10 +54,15 @@ def test_kernels_fit_the_chips():
 
 
 def test_a_recorded_call_starts_no_more_kernels_than_written_down():
-    """Three forward, six backward; positions that are not given beforehand as many again."""
+    """Three forward, six backward; positions that are not given beforehand three more forward."""
     found = interpreted.run(__file__, "count", interpret=False)
     rows = found.pop("row by row")
-    assert found == {"forward": 3, "backward": 6, "given": 0, "coarse": 3, "coarse backward": 12}
+    forks = [rows.pop(name) for name in list(rows) if name.startswith("delta_rule_shared")]
+    assert forks == [3] * 5  # one forward, two backward, of one fork and of eight
+    # 4,096 tokens: one each way for each block of 2,048 tokens, or of 384.
+    assert rows.pop("token_stats, 32000 words") == 2 * 2
+    assert rows.pop("token_stats, 151936 words") == 2 * 11
+    assert found == {"forward": 3, "backward": 6, "given": 0, "coarse": 3, "coarse backward": 6}
     # One forward and two backward; SwiGLU has no weights.
     assert len(rows) >= 7
     assert all(count == (2 if name == "swiglu" else 3) for name, count in rows.items()), rows
@@ -104,8 +114,8 @@ def counted():
     import torch
 
     from refine_kernels.delta_rule.kernel_trail import delta_rule_triton
+    from refine_kernels.kernel_cases import CASES
     from refine_kernels.launching import recorded
-    from refine_kernels.row_cases import ROW_CASES
 
     def draw(*shape):
         return torch.empty(1, 1024, 4, *shape, device="meta", requires_grad=True)
@@ -123,7 +133,9 @@ def counted():
             (output.sum() + states.sum()).backward()
             counts["coarse backward" if keep else "backward"] = len(launches) - before
     counts["row by row"] = {}
-    for name, case in ROW_CASES.items():
+    for name, case in CASES.items():
+        if name.startswith("delta_rule, "):
+            continue
         with recorded() as launches:
             case(torch.device("meta"))
         counts["row by row"][name] = len(launches)

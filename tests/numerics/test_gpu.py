@@ -4,7 +4,8 @@ import pytest
 import tiny
 import torch
 
-from refine_kernels.delta_rule import delta_rule
+from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
+from refine_kernels.token_stats import token_stats
 
 pytestmark = pytest.mark.gpu
 
@@ -39,6 +40,54 @@ def test_triton_kernels_equal_the_torch_ones(kernels, length, decay):
         results.append([out.output, out.state, states, *gradients])
     for a, b in zip(*results, strict=True):
         assert relative(a, b) < 0.03
+
+
+@pytest.mark.parametrize("decay", [False, True])
+@pytest.mark.parametrize("steps", [[5], [1, 1, 2], [12, 6]])
+def test_forks_by_triton_equal_the_torch_ones(steps, decay):
+    torch.manual_seed(0)
+    copies, length = 3, sum(steps)
+    q, k, v = (torch.randn(6, length, 4, 64, device="cuda").bfloat16() for _ in "qkv")
+    beta = torch.rand(6, length, 4, device="cuda").bfloat16()
+    matrix = torch.randn(2, 4, 64, 64, device="cuda")
+    g = -torch.rand(6, length, 4, device="cuda") if decay else None
+    inputs = [t for t in (q, k, v, beta, matrix, g) if t is not None]
+    results = []
+    for backend in ("triton", "torch"):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        state, outputs, start = SharedState(leaves[4], copies), [], 0
+        for step in steps:
+            here = slice(start, start + step)
+            part = [t[:, here] for t in leaves[:4]]
+            output, state = delta_rule_shared(
+                *part, leaves[5][:, here] if decay else None, state, normalize_qk=True,
+                backend=backend,
+            )  # fmt: skip
+            outputs.append(output)
+            start += step
+        final = state.fold().matrix
+        loss = sum(x.float().sin().sum() for x in outputs) + final.cos().sum()
+        results.append([*outputs, final, *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*results, strict=True):
+        assert relative(a, b) < 0.02
+
+
+@pytest.mark.parametrize(("rows", "vocab_size"), [(1, 50), (300, 1001), (5000, 32000)])
+def test_token_stats_by_triton_equal_the_torch_ones(rows, vocab_size):
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, 128, device="cuda").bfloat16()
+    weight = torch.randn(vocab_size, 128, device="cuda") / 8
+    targets = torch.randint(-1, vocab_size, (rows,), device="cuda")
+    results = []
+    for backend in ("triton", "torch"):
+        leaves = [t.clone().requires_grad_() for t in (hidden, weight)]
+        with torch.autocast("cuda", torch.bfloat16):
+            found = token_stats(*leaves, targets, entropy=True, correct=True, backend=backend)
+        loss = found.logprob.sum() + found.entropy.sin().sum()
+        statistics = found.logprob, found.entropy, found.correct.float().mean()
+        results.append([*statistics, *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*results, strict=True):
+        assert relative(a, b) < 0.02
 
 
 def test_forked_update_equals_recomputation_in_bfloat16():

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from refine_kernels import backends
+from refine_kernels.delta_rule import SharedState, delta_rule_shared
+from refine_kernels.token_stats import token_stats
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -117,6 +119,38 @@ def test_kernels_that_auto_takes_wherever_they_can_run(machine, monkeypatch):
     assert not takes()
     machine(missing=("triton",))
     assert not takes()
+
+
+def test_products_are_for_16_bits_and_narrow_keys(machine, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backends.not_for_products(torch.bfloat16) is None
+    assert backends.not_for_products(torch.float16, 256) is None
+    assert "not torch.float32" in backends.not_for_products(torch.float32)
+    assert "at most, not 257" in backends.not_for_products(torch.bfloat16, 257)
+    machine()
+    chosen = {(row.op, row.implementation): row.chosen for row in backends.report()}
+    for op in ("delta_rule_shared", "token_stats"):
+        assert chosen[op, "triton"]
+        assert not chosen[op, "torch"]
+
+
+@pytest.mark.parametrize("op", ["delta_rule_shared", "token_stats"])
+def test_without_cuda_auto_is_torch_and_triton_is_refused(op):
+    calls = {
+        "delta_rule_shared": lambda backend: delta_rule_shared(
+            *(torch.ones(2, 1, 1, 3),) * 3,
+            torch.ones(2, 1, 1),
+            None,
+            SharedState(torch.ones(1, 1, 3, 3), 2),
+            backend=backend,
+        )[0],
+        "token_stats": lambda backend: (
+            token_stats(torch.ones(2, 3), torch.ones(5, 3), entropy=True, backend=backend).entropy
+        ),
+    }
+    assert torch.equal(calls[op]("auto"), calls[op]("torch"))
+    with pytest.raises(ValueError, match=f"{op}: backend 'triton' cannot run"):
+        calls[op]("triton")
 
 
 def test_float64_is_not_for_kernels_that_sum_in_float32():

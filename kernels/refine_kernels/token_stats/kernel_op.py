@@ -36,7 +36,7 @@ class _Block:
     def __init__(self, hidden: Tensor, operand: Tensor) -> None:
         self.vocab_size = operand.shape[0]
         self.stride = -(-self.vocab_size // 64) * 64
-        rows = max((here.stop - here.start for here in _blocks(len(hidden), self.vocab_size)))
+        rows = max(here.stop - here.start for here in _blocks(len(hidden), self.vocab_size))
         self.whole = operand.new_empty(rows, self.stride)
 
     def logits(self, block: Tensor, operand: Tensor) -> Tensor:
@@ -45,7 +45,8 @@ class _Block:
         return torch.mm(block, operand.t(), out=logits)
 
     def start(
-        self, kernel: Any, here: slice, tiles: tuple[int, ...], flags: dict[str, bool], **by_name: Any
+        self, kernel: Any, here: slice, tiles: tuple[int, ...], flags: dict[str, bool],
+        **by_name: Any,
     ) -> None:  # fmt: skip
         """One launch for the rows ``here``."""
         columns = min(_COLUMNS, power_of_two(self.vocab_size, 16))
