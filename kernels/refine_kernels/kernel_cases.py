@@ -79,7 +79,6 @@ def _token_stats(vocab_size: int, device: torch.device) -> None:
 # Forks of each state, tokens, writes before them, widths, decay.
 _FORKS = {
     "8 forks of 5 tokens, 128 x 128": (8, 5, 0, (128, 128), True),
-    "8 forks of 5 tokens, 64 x 64": (8, 5, 0, (64, 64), False),
     "8 forks of 5 tokens, 256 x 512": (8, 5, 0, (256, 512), True),
     "8 forks, token by token": (8, 1, 9, (128, 128), True),
     "1 fork of 20 tokens": (1, 20, 0, (128, 128), True),
