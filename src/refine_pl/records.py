@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from refine_kernels.host import known_on_host, on_host
+
 if TYPE_CHECKING:
     from refine_pl.backbones.base import State, StateTrail
     from refine_pl.tokenizers import Tokenizer
@@ -71,6 +73,18 @@ class Batch(Rows):
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def narrow(self, start: int, stop: int) -> Self:
+        """Rows ``start`` to ``stop - 1``; their lengths stay known on the host."""
+        part = self._each(lambda x: x[start:stop])
+        known_on_host(part.num_tokens, on_host(self.num_tokens)[start:stop])
+        return part
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """The same on ``device``; how long the rows are need not be read back from it."""
+        moved = self._each(lambda x: x if isinstance(x, tuple) else x.to(device, **kwargs))
+        known_on_host(moved.num_tokens, on_host(self.num_tokens))
+        return moved
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from refine_kernels.host import on_host
 from refine_pl.advantages.base import AdvantageEstimator
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import ConfigError
@@ -204,25 +205,29 @@ class RefineStep(nn.Module):
         return Passed(logprob.view(batch.tokens.shape), rollout_hidden)
 
     def expected_counts(self, batch: Batch, plan: RolloutPlan) -> Counts[Tensor]:
-        """What :meth:`counts` will be once the rollouts of a batch are drawn: lengths decide it."""
+        """What :meth:`counts` will be once the rollouts of a batch are drawn: lengths decide it.
+
+        On the host, so that a GPU is not waited for.
+        """
         positions = self.expected_positions(batch, plan)
         slot = torch.arange(int(positions.max()), device=positions.device)
         valid = slot < positions[:, None]
         shape = (*valid.shape, plan.rollouts_per_position, plan.rollout_length)
         mask = valid[:, :, None, None].expand(shape)
-        return Counts(count_ntp_tokens(batch.num_tokens), self.policy_loss.count(mask), mask.sum())
+        ntp_tokens = count_ntp_tokens(on_host(batch.num_tokens))
+        return Counts(ntp_tokens, self.policy_loss.count(mask), mask.sum())
 
     def expected_positions(self, batch: Batch, plan: RolloutPlan) -> Tensor:
-        """How many positions each row will get ``[B]``, as the selector says."""
-        lengths: list[int] = batch.num_tokens.tolist()
+        """How many positions each row will get ``[B]`` on the host, as the selector says."""
+        lengths: list[int] = on_host(batch.num_tokens).tolist()
         counted = {length: self.selector.count(length, plan) for length in set(lengths)}
-        return batch.num_tokens.new_tensor([counted[length] for length in lengths])
+        return torch.tensor([counted[length] for length in lengths])
 
     def counts(self, micro_batch: Experience | Batch) -> Counts[Tensor]:
-        """What the sums of a micro-batch are taken over: three scalars."""
+        """What the sums of a micro-batch are taken over: three scalars, of a batch on the host."""
         if isinstance(micro_batch, Batch):
-            none = micro_batch.num_tokens.new_zeros(())
-            return Counts(count_ntp_tokens(micro_batch.num_tokens), none, none)
+            none = torch.zeros((), dtype=torch.int64)
+            return Counts(count_ntp_tokens(on_host(micro_batch.num_tokens)), none, none)
         loss_mask = micro_batch.rollouts.loss_mask
         return Counts(
             count_ntp_tokens(micro_batch.batch.num_tokens),

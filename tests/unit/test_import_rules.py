@@ -31,7 +31,7 @@ RULES = {
     "randomness": (),
     "stopwatch": ("refine_kernels",),
     "tokenizers": ("errors", "lazy"),
-    "records": ("backbones", "tokenizers"),
+    "records": ("backbones", "refine_kernels", "tokenizers"),
     "task_records": ("records",),
     "backbones": (
         "checksums",
@@ -42,12 +42,19 @@ RULES = {
         "refine_kernels",
         "whole_files",
     ),
-    **dict.fromkeys(STEPS, (*SHARED, "backbones")),
+    **dict.fromkeys(STEPS, (*SHARED, "backbones", "refine_kernels")),
     "parts": ("backbones", "errors", "lazy"),
-    "refine_step": (*SHARED, *STEPS, "backbones", "parts"),
+    "refine_step": (*SHARED, *STEPS, "backbones", "parts", "refine_kernels"),
     "evaluation": (*SHARED, "backbones", "rollouts", "task_records", "tokenizers"),
     "objectives": (*ENGINE, "evaluation"),
-    "training": (*ENGINE, "evaluation", "interrupts", "objectives", "whole_files"),
+    "training": (
+        *ENGINE,
+        "evaluation",
+        "interrupts",
+        "objectives",
+        "refine_kernels",
+        "whole_files",
+    ),
     "figures": (*SHARED, "training"),  # records of a run folder
     "data": (
         *SHARED,

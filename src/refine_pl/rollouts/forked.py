@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from refine_kernels.host import to_device
 from refine_pl.backbones.base import FastWeightLM, Forks
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Positions, Prefill, Reading, RolloutPlan, Rollouts
@@ -36,7 +37,7 @@ class Forked(RolloutGenerator):
         """Sample continuations; see :class:`RolloutGenerator`."""
         shape = (*positions.index.shape, plan.rollouts_per_position, plan.rollout_length)
         copies, length = shape[2:]
-        uniform = generator.rand(*shape[1:]).to(batch.tokens.device)
+        uniform = to_device(generator.rand(*shape[1:]), batch.tokens.device)
         targets = at_offsets(batch.tokens, positions, 0, length)
         before = at_offsets(prefill.hidden, positions, -1, 1)  # [B, S, 1, D]
         drawn = decode(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from refine_kernels.host import to_device
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Positions, RolloutPlan
 
@@ -51,7 +52,7 @@ class Candidates:
         # no deterministic version.
         cdf = weight.where(self.legal, 0.0).cpu().cumsum(dim=-1)
         slot = (cdf > uniform.unsqueeze(-1) * cdf[..., -1:]).to(torch.uint8).argmax(dim=-1)
-        return self.at(slot.to(weight.device))
+        return self.at(to_device(slot, weight.device))
 
 
 def smooth(entropy: Tensor, num_tokens: Tensor, rollout_length: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from refine_pl.advantages import GroupBy, group_statistics
+from refine_pl.advantages import GroupBy, group
 from refine_pl.records import Experience
 from refine_pl.refine_step import LossWeights
 
@@ -40,14 +40,20 @@ class Tally:
         self.add(name, total, 1)
         self._totals.add(name)
 
-    def add_values(self, name: str, values: Tensor) -> None:
-        """Add every element of ``values``."""
-        self.add(name, values.double().sum(), values.numel())
+    def add_values(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
+        """Add every element of ``values``, or those ``where`` a mask of the same shape is true.
 
-    def add_spread(self, name: str, values: Tensor) -> None:
-        """Add every element to ``name/mean``, and what :meth:`means` needs for ``name/std``."""
-        self.add_values(f"{name}/mean", values)
-        self.add_values(f"{name}/mean_square", values.double().square())
+        Indexing with the mask would be the same, but a GPU would be waited for.
+        """
+        count: Tensor | int = values.numel()
+        if where is not None:
+            values, count = values.where(where, 0), where.sum()
+        self.add(name, values.double().sum(), count)
+
+    def add_spread(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
+        """Add to ``name/mean``, and what :meth:`means` needs for ``name/std``."""
+        self.add_values(f"{name}/mean", values, where)
+        self.add_values(f"{name}/mean_square", values.double().square(), where)
 
     def means(self, device: torch.device, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The mean of every name that counted anything.
@@ -89,15 +95,17 @@ def tally_experience(
 
     ``faults`` are those of rewards, by name, that were counted as 0.
 
-    A number of your own is a line here, over the entries that are ``valid [B, S]``, and one in
+    A number of your own is a line here, over the entries that are ``valid [B, S, N]``, and one in
     ``metric_table.py``.
     """
-    valid = experience.rollouts.valid
+    rewards = experience.rewards
+    valid = experience.rollouts.valid[..., None].expand_as(rewards)
     for name, part in experience.reward_parts.items():
-        tally.add_spread(f"reward/{name}", part[valid])
+        tally.add_spread(f"reward/{name}", part, valid)
         tally.add_total(f"{FAULTS}{name}", faults.get(name, 0))
-    tally.add_spread("reward/total", experience.rewards[valid])
-    groups = group_statistics(experience.rewards, valid, group_by)
-    tally.add_values("reward/total/group_std", groups.std)
-    tally.add_values("advantage/zero_spread_groups", groups.zero_spread)
-    tally.add_values("advantage/magnitude", experience.advantages[valid].abs())
+    tally.add_spread("reward/total", rewards, valid)
+    groups = group(rewards, experience.rollouts.valid, group_by)
+    exists = groups.num_members > 0
+    tally.add_values("reward/total/group_std", groups.std(ddof=1).float(), exists)
+    tally.add_values("advantage/zero_spread_groups", groups.zero_spread, exists)
+    tally.add_values("advantage/magnitude", experience.advantages.abs(), valid)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from refine_kernels.host import on_host
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.errors import ConfigError
 from refine_pl.faults import (
@@ -212,10 +213,7 @@ class Updater:
 
     def _agree(self, failed: StopError | None) -> None:
         """Raise on all processes if a part failed on one: none waits for another in vain."""
-        number = int(failed is not None)
-        if self.processes.count > 1:
-            number = int(self.processes.total(torch.tensor(float(number), device=self.device)))
-        if number:
+        if float(self._over_processes(torch.tensor(float(failed is not None)))):
             error = failed or PartError("a part failed on another process, which says what it was")
             error.everywhere = True
             raise error
@@ -289,7 +287,7 @@ class Updater:
 
         loss = self._accumulate(micro_batches, loss_of, watch=False)
         # Of a model that is not finite nothing was drawn; its step is skipped.
-        if bool(loss.isfinite()) and [*map(_numbers, found)] != [*map(_numbers, announced)]:
+        if bool(loss.isfinite()) and not torch.equal(_numbers(found), _numbers(announced)):
             raise self._announced_others()
         return loss
 
@@ -367,7 +365,12 @@ class Updater:
         return RowRandom(self.seed, self.counters.iteration, batch.rows, purpose)
 
     def _count_tokens(self, batch: Batch) -> None:
-        self.counters.tokens_seen += int(self.processes.total(batch.num_tokens.sum()))
+        self.counters.tokens_seen += int(self._over_processes(on_host(batch.num_tokens).sum()))
+
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """The sum over all processes; where there is one, its values stay where they are."""
+        one = self.processes.count == 1
+        return values if one else self.processes.total(values.to(self.device))
 
     def _total(self, counts: Sequence[tuple[Tensor, ...]]) -> list[float]:
         """Counts summed over micro-batches and processes, for gradients that are averaged.
@@ -375,7 +378,7 @@ class Updater:
         Gradients are averaged over processes, so each total is divided by their number.
         """
         local = torch.stack([torch.stack(list(count)) for count in counts]).sum(0)
-        total = self.processes.total(local.double())
+        total = self._over_processes(local.double())
         values: list[float] = (total.clamp(min=1) / self.processes.count).tolist()
         return values
 
@@ -392,5 +395,6 @@ def _without_hidden(experience: Experience) -> Experience:
     return replace(experience, rollouts=rollouts)
 
 
-def _numbers(counts: Counts[Tensor]) -> list[float]:
-    return [float(count) for count in counts]
+def _numbers(counts: Sequence[Counts[Tensor]]) -> Tensor:
+    """``[micro-batches, 3]`` on the host, which waits for the device once."""
+    return torch.stack([torch.stack(list(count)) for count in counts]).double().cpu()
