@@ -6,14 +6,15 @@ a call would start, with which types and constants: what is compiled ahead of ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-_recording: list[Launch] | None = None
+_recording: list[Any] | None = None
+_note: Callable[[Launch], Any] = lambda launch: launch  # noqa: E731
 _recorded_for = (9, 0)
 
 
@@ -45,21 +46,28 @@ def launch(
         options: ``num_warps`` and ``num_stages``.
     """
     if _recording is not None:
-        _recording.append(Launch(kernel, grid, arguments, constants, options))
+        _recording.append(_note(Launch(kernel, grid, arguments, constants, options)))
         return
     kernel[grid](**arguments, **constants, **options)
 
 
 @contextmanager
-def recorded(capability: tuple[int, int] = (9, 0)) -> Iterator[list[Launch]]:
-    """Note down the launches for a GPU instead of making them; results hold anything."""
-    global _recording, _recorded_for
-    before = _recording, _recorded_for
-    _recording, _recorded_for = [], capability
+def recorded(
+    capability: tuple[int, int] = (9, 0), note: Callable[[Launch], Any] = lambda launch: launch
+) -> Iterator[list[Any]]:
+    """Note down the launches for a GPU instead of making them; results hold anything.
+
+    Args:
+        capability: of the GPU.
+        note: what is kept of a launch. All of it by default, its tensors too.
+    """
+    global _recording, _note, _recorded_for
+    before = _recording, _note, _recorded_for
+    _recording, _note, _recorded_for = [], note, capability
     try:
         yield _recording
     finally:
-        _recording, _recorded_for = before
+        _recording, _note, _recorded_for = before
 
 
 def capability() -> tuple[int, int]:
