@@ -95,14 +95,9 @@ CASES |= {f"delta_rule_shared, {name}": partial(_forks, *case) for name, case in
 CASES |= {f"token_stats, {size} words": partial(_token_stats, size) for size in (32000, 151936)}
 
 # Bytes that a kernel may spill, stores and loads, with Triton 3.9; of all its variants, or of those
-# with the constant that is named. The last kernel of the backward pass holds two gradients of
-# [C, K] in float32 beside the keys that they are multiplied with. On sm_90 the inverse of 64 x 64
-# in float32 takes all registers of four warps, and more of eight. Of more than 16 tokens of a fork,
-# all pairs are held in float32 beside the state.
+# with the constant that is named. Of more than 16 tokens of a fork all pairs are held in float32
+# beside the state.
 KNOWN_SPILLS = {
-    ("queries_keys_back", "sm_80", ""): 320,
-    ("queries_keys_back", "sm_100", ""): 20,
-    ("prepare", "sm_90", ""): 8,
     ("forks", "sm_80", "TP=32"): 40,
     ("forks", "sm_90", "TP=32"): 32,
     ("forks", "sm_100", "TP=32"): 56,

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from refine_kernels.backends import MAX_KEY_WIDTH
 from refine_kernels.compact import Mailbox
 from refine_kernels.delta_rule.inside import Arrived
-from refine_kernels.launching import capability, launch
+from refine_kernels.launching import launch
 
 CHUNK_SIZES = (16, 32, 64)
 
@@ -73,9 +73,8 @@ def _start(name: str, sizes: Sizes, flags: dict[str, Any], **arguments: Any) -> 
 
     module = kernels_backward if name.endswith("back") else kernels_forward
     columns, warps, stages = _PLANS[name]
-    if name == "prepare" and capability()[0] == 9:
-        warps = 4
-    if name.startswith("recur") and sizes.K > 128:
+    halved = sizes.K > 128 if name.startswith("recur") else sizes.K <= 64
+    if halved and name in ("recur", "recur_back", "queries_keys_back"):
         columns //= 2
     columns = min(columns, _power(sizes.V))
     tiles = -(-sizes.V // columns)

@@ -11,7 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from refine_kernels.delta_rule.kernels_forward import load_rows, pair_decay, store_rows
+from refine_kernels.delta_rule.kernels_forward import (
+    load_rows,
+    pair_decay,
+    store_rows,
+    token_rows,
+)
 
 
 @triton.jit
@@ -31,9 +36,7 @@ def written_back(
     pid = tl.program_id(0).to(tl.int64)
     n, bh = pid % N, pid // N
     i, column, part = tl.arange(0, C), tl.arange(0, BK), tl.program_id(1) * BV + tl.arange(0, BV)
-    token = n * C + i
-    ok = token < T
-    row = ((bh // H) * T + token) * H + bh % H
+    row, ok = token_rows(bh, n, i, T, H, C)
     queries = load_rows(q, row, ok, column, K)
     keys = load_rows(k, row, ok, column, K)
     within = tl.dot(queries, tl.trans(keys), input_precision="ieee")
@@ -71,9 +74,7 @@ def recur_back(
     d_state = tl.load(d_final + bh * K * V + tile, mask=inside, other=0.0)
     for back in range(0, N):
         n = N - 1 - back
-        token = n * C + i
-        ok = token < T
-        row = (b * T + token) * H + h
+        row, ok = token_rows(bh, n, i, T, H, C)
         chunk = bh * N + n
         tl.store(d_next + chunk * K * V + tile, d_state.to(op), mask=inside)
         keys = load_rows(k, row, ok, column, K)
@@ -115,9 +116,7 @@ def pairs_back(
     pid = tl.program_id(0).to(tl.int64)
     n, bh = pid % N, pid // N
     i, column = tl.arange(0, C), tl.arange(0, BK)
-    token = n * C + i
-    ok = token < T
-    row = ((bh // H) * T + token) * H + bh % H
+    row, ok = token_rows(bh, n, i, T, H, C)
     square = i[:, None] * C + i[None, :]
     op = k.dtype.element_ty
     strength = tl.load(beta + row, mask=ok, other=0.0).to(tl.float32)
@@ -162,6 +161,29 @@ def pairs_back(
     tl.store(place + C * C, d_within.to(op))
 
 
+@triton.jit
+def add_pairs(
+    d, x, norm, factor, pairs, pid, column, T, N,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NORMALIZE: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """``d [C, BK]`` plus the sum over tokens j of ``pairs_ij x_j``, or of ``pairs_ji`` (``BACK``).
+
+    Sixteen tokens at a time: all of them, as operands, take half of the registers.
+    """
+    i, block = tl.arange(0, C), tl.arange(0, 16)
+    n, bh = pid % N, pid // N
+    for first in range(0, C, 16):
+        j = first + block
+        row, ok = token_rows(bh, n, j, T, H, C)
+        rows = load_rows(x, row, ok, column, K)
+        place = j[None, :] * C + i[:, None] if BACK else i[:, None] * C + j[None, :]
+        weights = tl.load(pairs + place).to(tl.float32) * factor
+        if NORMALIZE:
+            weights = weights * tl.load(norm + pid * C + j)[None, :]
+        d += tl.dot(weights.to(rows.dtype), rows, input_precision="ieee")
+    return d
+
+
 @triton.jit(do_not_specialize=["T", "N"])
 def queries_keys_back(
     q, k, beta, norm_k, norm_q, decay, states, d_next, d_output, u, p, pairs, d_beta, d_decay,
@@ -173,15 +195,13 @@ def queries_keys_back(
     pid = tl.program_id(0).to(tl.int64)
     n, bh = pid % N, pid // N
     i, column = tl.arange(0, C), tl.arange(0, BK)
-    token = n * C + i
-    ok = token < T
-    row = ((bh // H) * T + token) * H + bh % H
-    square = i[:, None] * C + i[None, :]
-    op = k.dtype.element_ty
+    row, ok = token_rows(bh, n, i, T, H, C)
     strength = tl.load(beta + row, mask=ok, other=0.0).to(tl.float32)
     one = strength * 0.0 + 1.0
     norm_of_k, norm_of_q, grow, fall = one, one * scale, one, one
+    factor = scale
     if NORMALIZE:
+        factor = 1.0  # the scale is in the norms of q
         norm_of_k = tl.load(norm_k + pid * C + i)
         norm_of_q = tl.load(norm_q + pid * C + i)
     if DECAY:
@@ -196,14 +216,14 @@ def queries_keys_back(
         asked = load_rows(d_output, row, ok, part, V)
         d_queries += tl.dot(asked, state, input_precision="ieee")
     d_queries = d_queries * grow[:, None]
-    keys = load_rows(k, row, ok, column, K)
     scaled = load_rows(q, row, ok, column, K).to(tl.float32) * norm_of_q[:, None]
     from_queries = one
     if DECAY:
         from_queries = tl.sum(d_queries * scaled, 1)
-    d_within = tl.load(pairs + pid * 2 * C * C + C * C + square).to(tl.float32)
-    from_keys = (d_within * norm_of_k[None, :]).to(op)
-    d_queries += tl.dot(from_keys, keys, input_precision="ieee")
+    d_within = pairs + pid * 2 * C * C + C * C
+    d_queries = add_pairs(
+        d_queries, k, norm_k, 1.0, d_within, pid, column, T, N, H, K, C, NORMALIZE, False
+    )  # fmt: skip
     if NORMALIZE:
         along = tl.sum(scaled * d_queries, 1) / (scale * scale)
         d_queries = d_queries - scaled * along[:, None]
@@ -235,13 +255,13 @@ def queries_keys_back(
         back = tl.sum(d_total, 0) - tl.cumsum(d_total, 0) + d_total
         tl.store(d_log_decay + row, back.to(d_log_decay.dtype.element_ty), mask=ok)
     d_keys = d_in * strength[:, None] + d_out
-    d_products = tl.load(pairs + pid * 2 * C * C + square).to(tl.float32)
-    mixed = (d_products * norm_of_k[None, :]).to(op)
-    d_keys += tl.dot(mixed, keys, input_precision="ieee")
-    d_within = tl.load(pairs + pid * 2 * C * C + C * C + square).to(tl.float32)
-    from_rows = (tl.trans(d_within) * norm_of_q[None, :]).to(op)
-    queries = load_rows(q, row, ok, column, K)
-    d_keys += tl.dot(from_rows, queries, input_precision="ieee")
+    d_products = pairs + pid * 2 * C * C
+    d_keys = add_pairs(
+        d_keys, k, norm_k, 1.0, d_products, pid, column, T, N, H, K, C, NORMALIZE, False
+    )  # fmt: skip
+    d_keys = add_pairs(
+        d_keys, q, norm_q, factor, d_within, pid, column, T, N, H, K, C, NORMALIZE, True
+    )  # fmt: skip
     if NORMALIZE:
         d_keys = (d_keys - unit * tl.sum(unit * d_keys, 1)[:, None]) * norm_of_k[:, None]
     store_rows(d_k, row, ok, column, K, d_keys)

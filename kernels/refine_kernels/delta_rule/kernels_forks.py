@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from refine_kernels.delta_rule.kernels_forward import load_rows, store_rows
+from refine_kernels.delta_rule.kernels_forward import diagonal_blocks, load_rows, store_rows
 
 # Tokens times width of keys: of more, the loop over tokens needs too many registers unrolled.
 UNROLLED = tl.constexpr(8 * 128)
@@ -106,15 +106,6 @@ def fork_decay(total, R: tl.constexpr, TP: tl.constexpr):
 
 
 @triton.jit
-def of_forks(pairs, R: tl.constexpr, TP: tl.constexpr):
-    """The pairs ``[R // TP, TP, TP]`` inside each fork."""
-    F: tl.constexpr = R // TP
-    f = tl.arange(0, F)
-    same = f[:, None, None, None] == f[None, None, :, None]
-    return tl.sum(tl.where(same, tl.reshape(pairs, [F, TP, F, TP]), 0.0), 2)
-
-
-@triton.jit
 def load_keys(k, keys, new, old, token, before, column, K: tl.constexpr, OLD: tl.constexpr):
     """New keys, and all keys of the tile: of old ones, which are float32, as a sum of two."""
     new_keys = load_rows(k, token, new, column, K)
@@ -191,7 +182,8 @@ def forks(
         alike, asked = fork_pairs(
             new_keys, queries, high, low, norm_k, norm_q, total, R, TP, DECAY, OLD
         )  # fmt: skip
-        alike, asked = of_forks(alike * strength[:, None], R, TP), of_forks(asked, R, TP)
+        alike = diagonal_blocks(alike * strength[:, None], R, TP)
+        asked = diagonal_blocks(asked, R, TP)
         read = times(new_keys, state, state_low, True) * from_keys[:, None]
         u = strength[:, None] * (load_rows(v, token, new, part, V).to(tl.float32) - read)
         if OLD:
@@ -244,7 +236,7 @@ def forks_states_back(
         alike, asked = fork_pairs(
             new_keys, queries, high, low, norm_k, norm_q, total, R, TP, DECAY, OLD
         )  # fmt: skip
-        alike, asked = of_forks(alike, R, TP), of_forks(asked, R, TP)
+        alike, asked = diagonal_blocks(alike, R, TP), diagonal_blocks(asked, R, TP)
         fork, j = tl.arange(0, F)[:, None, None], tl.arange(0, TP)
         place = (gh * N + first + fork) * 2 * TP * TP + j[None, :, None] * TP + j[None, None, :]
         mine = (first + fork + 0 * place < N) & (tl.program_id(1) + 0 * place == 0)
@@ -314,7 +306,7 @@ def forks_rows_back(
         d_asked += tl.dot(given, written, input_precision="ieee")
         d_alike += tl.dot(d.to(op), written, input_precision="ieee")
     d_queries, d_in = tl.trans(d_queries), tl.trans(d_in)
-    d_alike, d_asked = of_forks(d_alike, R, TP), of_forks(d_asked, R, TP)
+    d_alike, d_asked = diagonal_blocks(d_alike, R, TP), diagonal_blocks(d_asked, R, TP)
     fork, j = first + tl.arange(0, F)[:, None, None], tl.arange(0, TP)
     i = j[None, :, None]
     place = (gh * N + fork) * 2 * TP * TP + i * TP + j[None, None, :]

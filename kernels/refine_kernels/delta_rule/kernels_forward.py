@@ -19,6 +19,13 @@ import triton.language as tl
 
 
 @triton.jit
+def token_rows(bh, n, i, T, H: tl.constexpr, C: tl.constexpr):
+    """Rows of ``[B, T, H, ...]`` of tokens i of chunk n, and which of them there are."""
+    token = n * C + i
+    return ((bh // H) * T + token) * H + bh % H, token < T
+
+
+@triton.jit
 def load_rows(pointer, row, ok, column, WIDTH: tl.constexpr):
     """Rows of a matrix with ``WIDTH`` columns, zeros outside of it."""
     place = row[:, None] * WIDTH + column[None, :]
@@ -41,38 +48,54 @@ def pair_decay(decay, i):
 
 
 @triton.jit
-def merge_blocks(inverse, a, i, SIZE: tl.constexpr):
-    """From the inverses of diagonal blocks of ``SIZE`` to those of twice the size."""
-    row, column = i[:, None], i[None, :]
-    same = (row // (2 * SIZE)) == (column // (2 * SIZE))
-    between = tl.where(same & ((row // SIZE) > (column // SIZE)), a, 0.0)
-    left = tl.dot(inverse, between, input_precision="tf32x3")
-    return inverse - tl.dot(left, inverse, input_precision="tf32x3")
+def diagonal_blocks(a, C: tl.constexpr, SIZE: tl.constexpr):
+    """``[C // SIZE, SIZE, SIZE]`` along the diagonal of ``a [C, C]``."""
+    BLOCKS: tl.constexpr = C // SIZE
+    block = tl.arange(0, BLOCKS)
+    same = block[:, None, None, None] == block[None, None, :, None]
+    return tl.sum(tl.where(same, tl.reshape(a, [BLOCKS, SIZE, BLOCKS, SIZE]), 0.0), 2)
 
 
 @triton.jit
-def invert_unit_lower(a, i, C: tl.constexpr):
+def merge_blocks(found, a, C: tl.constexpr, SIZE: tl.constexpr):
+    """From the inverses of diagonal blocks of ``SIZE`` to those of twice the size."""
+    PAIRS: tl.constexpr = C // (2 * SIZE)
+    two = tl.arange(0, 2)
+    row, column = two[None, :, None, None, None], two[None, None, None, :, None]
+    second = two[None, :, None, None]
+    whole = tl.reshape(found, [PAIRS, 2, SIZE, SIZE])
+    upper = tl.sum(tl.where(second == 0, whole, 0.0), 1)
+    lower = tl.sum(tl.where(second == 1, whole, 0.0), 1)
+    a = tl.reshape(diagonal_blocks(a, C, 2 * SIZE), [PAIRS, 2, SIZE, 2, SIZE])
+    corner = tl.sum(tl.sum(tl.where(row > column, a, 0.0), 3), 1)
+    corner = tl.dot(
+        tl.dot(lower, corner, input_precision="tf32x3"), upper, input_precision="tf32x3"
+    )
+    diagonal = tl.where(row == 0, upper[:, None, :, None, :], lower[:, None, :, None, :])
+    below = tl.where(row > column, -corner[:, None, :, None, :], 0.0)
+    return tl.reshape(tl.where(row == column, diagonal, below), [PAIRS, 2 * SIZE, 2 * SIZE])
+
+
+@triton.jit
+def invert_unit_lower(a, C: tl.constexpr):
     """``(I + a)^-1`` of a strictly lower triangular ``a [C, C]``, C of 16, 32 or 64.
 
     Rows one after the other inside blocks of 16, all blocks at once; then two blocks into one. A
     power series would be shorter, but loses all digits where keys are alike.
     """
-    BLOCKS: tl.constexpr = C // 16
-    block, r = tl.arange(0, BLOCKS), tl.arange(0, 16)
-    diagonal = block[:, None, None, None] == block[None, None, :, None]
-    inside = tl.sum(tl.where(diagonal, tl.reshape(a, [BLOCKS, 16, BLOCKS, 16]), 0.0), 2)
+    r = tl.arange(0, 16)
+    inside = diagonal_blocks(a, C, 16)
     found = tl.where(r[None, :, None] == r[None, None, :], 1.0, inside * 0.0)
     for step in range(1, 16):
         here = (r == step)[None, :, None]
         weights = tl.sum(tl.where(here, inside, 0.0), 1)
         sums = tl.sum(weights[:, :, None] * found, 1)
         found = tl.where(here, found - sums[:, None, :], found)
-    inverse = tl.reshape(tl.where(diagonal, found[:, :, None, :], 0.0), [C, C])
     if C >= 32:
-        inverse = merge_blocks(inverse, a, i, 16)
+        found = merge_blocks(found, a, C, 16)
     if C >= 64:
-        inverse = merge_blocks(inverse, a, i, 32)
-    return inverse
+        found = merge_blocks(found, a, C, 32)
+    return tl.reshape(found, [C, C])
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -85,9 +108,7 @@ def prepare(
     pid = tl.program_id(0).to(tl.int64)
     n, bh = pid % N, pid // N
     i, column = tl.arange(0, C), tl.arange(0, BK)
-    token = n * C + i
-    ok = token < T
-    row = ((bh // H) * T + token) * H + bh % H
+    row, ok = token_rows(bh, n, i, T, H, C)
     line = pid * C + i
     square = pid * C * C + i[:, None] * C + i[None, :]
     op = k.dtype.element_ty
@@ -108,7 +129,7 @@ def prepare(
             a = a * pair_decay(total, i)
             weight = weight * tl.exp(total)
         a = tl.where(i[:, None] > i[None, :], a, 0.0)
-        x = invert_unit_lower(a, i, C).to(op)
+        x = invert_unit_lower(a, C).to(op)
         tl.store(inverse + square, x)
     else:
         x = tl.load(inverse + square)
@@ -143,9 +164,7 @@ def recur(
     op = k.dtype.element_ty
     state = tl.load(initial + bh * K * V + tile, mask=inside, other=0.0)
     for n in range(0, N):
-        token = n * C + i
-        ok = token < T
-        row = (b * T + token) * H + h
+        row, ok = token_rows(bh, n, i, T, H, C)
         chunk = bh * N + n
         tl.store(states + chunk * K * V + tile, state.to(op), mask=inside)
         keys = load_rows(k, row, ok, column, K)
@@ -182,9 +201,7 @@ def outputs(
     pid = tl.program_id(0).to(tl.int64)
     n, bh = pid % N, pid // N
     i, column, part = tl.arange(0, C), tl.arange(0, BK), tl.program_id(1) * BV + tl.arange(0, BV)
-    token = n * C + i
-    ok = token < T
-    row = ((bh // H) * T + token) * H + bh % H
+    row, ok = token_rows(bh, n, i, T, H, C)
     inside = (column < K)[:, None] & (part < V)[None, :]
     op = q.dtype.element_ty
     queries = load_rows(q, row, ok, column, K)
