@@ -87,6 +87,28 @@ class Batch(Rows):
         return moved
 
 
+@dataclass(slots=True)
+class Packs(Rows):
+    """Short sequences in packs. A pack is a batch of its own, of sequences of similar length.
+
+    It counts as one row where a batch is cut, and is read in one pass.
+    """
+
+    packs: tuple[Batch, ...]
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """Real tokens of every sequence, int64."""
+        return torch.cat([pack.num_tokens for pack in self.packs])
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """The same on ``device``."""
+        return type(self)(tuple(pack.to(device, **kwargs) for pack in self.packs))
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """What one pass over the sequences leaves for the steps after it."""

@@ -18,6 +18,7 @@ import yaml
 from command_line import run
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
+from published_questions import hotpotqa, squad
 from report_runs import training_run
 
 from refine_pl.backbones import DeltaNet
@@ -200,6 +201,11 @@ class Reader:
             folders = [self.folder / w for w in words[1:] if w.startswith("runs/")]
             for folder in (f for f in folders if not f.exists()):
                 training_run(folder)
+        if words[0] == "prepare":
+            squad(self.folder / words[words.index("--squad") + 1])
+            hotpotqa(self.folder / words[words.index("--hotpotqa") + 1])
+            words = [*words, "--tokenizer", "bytes", "--length", "700", "--rows", "8"]
+            words += ["--validation_rows", "2"]
         if words[0] == "sweep":
             words = ["sweep", "--dry_run", *words[1:]]
         runs = words[0] in ("fit", "validate", "test", "predict", "bench", "lm-eval")

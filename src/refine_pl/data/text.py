@@ -13,6 +13,7 @@ from refine_pl.data.cache_files import digest_of
 from refine_pl.data.corpora import Corpus
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.loader import ResumableLoader, collate
+from refine_pl.data.packing import PackSet, collate_packs
 from refine_pl.data.paths import named_by
 from refine_pl.data.sequences import (
     Numbers,
@@ -28,7 +29,7 @@ from refine_pl.tokenizers import Tokenizer
 
 # What decides which tokens a place in an epoch stands for.
 _SETTINGS = (
-    "corpus, tokenizer, sequence_length, min_tokens, crop, min_last_tokens, val_corpus, "
+    "corpus, tokenizer, sequence_length, min_tokens, crop, min_last_tokens, packing, val_corpus, "
     "num_validation_documents, split_seed, seed and batch_size"
 )
 
@@ -60,6 +61,9 @@ class TextData(ResumableData):
             every epoch, or ``all`` of it, in pieces of T tokens that do not overlap. With ``all``,
             only copies of a whole document and what begins like a validation document are left out.
         min_last_tokens: with ``crop: all``, a shorter last piece of a document is left out.
+        packing: tokens of a pack. Sequences of similar length are read together, as many as fit
+            when padded to the longest; each is computed as if it stood alone. ``batch_size`` and
+            the sizes of ``model`` then count packs. Without it a sequence is a row.
         num_validation_documents: documents of the corpus that are kept for validation; with
             ``val_corpus`` how many of that one are used, all if 0.
         val_corpus: validation documents of your own.
@@ -82,6 +86,7 @@ class TextData(ResumableData):
         min_tokens: PositiveInt | None = None,
         crop: Literal["first", "random", "all"] = "first",
         min_last_tokens: PositiveInt = 2,
+        packing: PositiveInt | None = None,
         num_validation_documents: NonNegativeInt = 0,
         val_corpus: Corpus = NO_CORPUS,
         val_crops: PositiveInt = 1,
@@ -97,6 +102,7 @@ class TextData(ResumableData):
         self.sequence_length = sequence_length
         self.crop = crop
         self.min_last_tokens = min_last_tokens
+        self.packing = packing
         self.num_validation_documents = num_validation_documents
         self.val_corpus: Corpus | None = val_corpus
         self.val_crops = val_crops
@@ -125,18 +131,20 @@ class TextData(ResumableData):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; sequences that do not fill the last one wait for the next epoch."""
-        rows = self._training
+        rows, sequences = self._training, self._sequences
         fingerprint = digest_of(
             self._cache.manifest.corpus_hash,
             self._cache.manifest.tokenizer,
-            rows.pieces.documents.tobytes(),
-            rows.pieces.starts.tobytes(),
+            sequences.pieces.documents.tobytes(),
+            sequences.pieces.starts.tobytes(),
             self.sequence_length,
             self.crop,
+            self.packing,
             self.seed,
             self.batch_size,
         )
-        return self.loader(rows, collate, fingerprint, _SETTINGS)
+        make = collate_packs if isinstance(rows, PackSet) else collate
+        return self.loader(rows, make, fingerprint, _SETTINGS)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """The same pieces of every validation document each time, in a fixed order."""
@@ -149,7 +157,7 @@ class TextData(ResumableData):
 
     def describe(self) -> dict[str, str | int | float]:
         """What the data are, for logs and reports. Reads them if that has not happened yet."""
-        cache, split, rows = self._cache, self._split, self._training
+        cache, split, rows, sequences = self._cache, self._split, self._training, self._sequences
         described: dict[str, str | int | float] = {
             "corpus": self.corpus.label,
             "corpus_hash": cache.manifest.corpus_hash[:12],
@@ -157,14 +165,17 @@ class TextData(ResumableData):
             "documents": len(cache),
             "tokens": cache.manifest.tokens,
             "training_documents": len(split.training),
-            "training_sequences_per_epoch": len(rows),
-            "training_tokens_per_epoch": int(rows.lengths.sum()),
+            "training_sequences_per_epoch": len(sequences),
+            "training_tokens_per_epoch": int(sequences.lengths.sum()),
             "validation_documents": len(self._held_out.documents),
             "short_documents": split.short_documents,
             "duplicate_documents": split.duplicate_documents,
             "skipped_rows": cache.manifest.skipped_rows,
-            "left_over_sequences_per_epoch": len(rows) % self.batch_size,
+            f"left_over_{self._unit}_per_epoch": len(rows) % self.batch_size,
         }
+        if isinstance(rows, PackSet):
+            described["training_packs_per_epoch"] = len(rows)
+            described["padding_share"] = round(rows.padding_share, 4)
         if self.val_corpus is not None and self._val_cache is not None:
             described["validation_corpus"] = self.val_corpus.label
             described["validation_corpus_hash"] = self._val_cache.manifest.corpus_hash[:12]
@@ -197,7 +208,14 @@ class TextData(ResumableData):
         return self._divided[1]
 
     @cached_property
-    def _training(self) -> SequenceSet:
+    def _training(self) -> SequenceSet | PackSet:
+        """What batches of an epoch are made of."""
+        if self.packing is None:
+            return self._sequences
+        return PackSet(self._sequences, self.packing, self.batch_size, self.seed)
+
+    @cached_property
+    def _sequences(self) -> SequenceSet:
         """The sequences of an epoch."""
         documents, length = self._divided[0].training, self.sequence_length
         pieces: Pieces = beginnings(documents)
@@ -213,7 +231,7 @@ class TextData(ResumableData):
         cache, (split, held_out) = self._cache, self._divided
         self.check_training(
             len(self._training),
-            f"training {self._unit}",
+            f"training {self._name}",
             f"{len(cache):,} documents, of which {split.short_documents:,} are shorter "
             f"than {self.min_tokens:,} tokens, {split.duplicate_documents:,} are duplicates "
             f"and {len(split.validation):,} are for validation",
@@ -232,10 +250,18 @@ class TextData(ResumableData):
 
     @property
     def _unit(self) -> str:
+        """What ``batch_size`` counts."""
+        return "sequences" if self.packing is None else "packs"
+
+    @property
+    def _name(self) -> str:
+        """What ``batch_size`` counts, for people."""
+        if self.packing is not None:
+            return "packs"
         return "pieces of documents" if self.crop == "all" else "documents"
 
     def _summary(self, split: Split, held_out: HeldOut) -> list[str]:
-        manifest, rows = self._cache.manifest, self._training
+        manifest, rows, sequences = self._cache.manifest, self._training, self._sequences
         lines = [self._corpus_line(self.corpus, manifest)]
         if self.val_corpus is not None:
             lines.append(self._corpus_line(self.val_corpus, held_out.source.manifest, "Validation"))
@@ -245,12 +271,14 @@ class TextData(ResumableData):
             f"tokens, {split.duplicate_documents:,} duplicates"
         )
         if self.crop == "all":
-            read, whole = rows.lengths.sum(), self._cache.lengths[split.training].sum()
+            read, whole = sequences.lengths.sum(), self._cache.lengths[split.training].sum()
             lines.append(
-                f"  {len(rows):,} pieces of up to {self.sequence_length:,} tokens hold {read:,} of "
-                f"their {whole:,} tokens"
+                f"  {len(sequences):,} pieces of up to {self.sequence_length:,} tokens hold "
+                f"{read:,} of their {whole:,} tokens"
             )
-        lines.append(self.epoch_line(len(rows), self._unit))
+        if isinstance(rows, PackSet):
+            lines.append("  " + rows.summary())
+        lines.append(self.epoch_line(len(rows), self._name))
         if count := manifest.skipped_rows:
             lines.append(f"  skipped rows: {count:,}; the first was {manifest.first_skipped}")
         return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from refine_pl.records import Packs
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.row_values import as_numbers
 
@@ -54,6 +55,12 @@ class DataView:
         data = self.data if source is None else (self.sources or {}).get(source)
         length = getattr(data, "sequence_length", None)
         return length if isinstance(length, int) else None
+
+    def is_packed(self, batch: Any = None) -> bool:
+        """Whether rows of training are packs of sequences: those of ``batch``, or of all data."""
+        return isinstance(batch, Packs) or (
+            batch is None and getattr(self.data, "packing", None) is not None
+        )
 
     def text_lengths(self) -> Iterator[object]:
         """Whatever it or a source of it says about the length of its texts, tokens."""

@@ -289,9 +289,11 @@ class RefineModule(SavedModule):
 
     def describe(self, settings: Settings, batch_size: int, batch: Any = None) -> str:
         """What is made of ``batch_size`` rows, over all processes; for people."""
-        positions = settings.plan.num_segments
+        positions: int | None = settings.plan.num_segments
         length = self._data.sequence_length()
-        if length is not None:
+        if self._data.is_packed(batch):
+            positions = None
+        elif length is not None:
             positions = self.refine_step.selector.count(length, settings.plan)
         return self.phase.describe(batch, batch_size, self.sizes, settings, positions)
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from refine_pl.errors import ConfigError
 from refine_pl.objectives import AnswerObjective
 from refine_pl.parts import SUPERVISED, build_part
-from refine_pl.records import Batch
+from refine_pl.records import Batch, Packs
 from refine_pl.task_records import TaskBatch
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.data_view import DataView
@@ -38,7 +38,7 @@ class Phase(Callback):
         Raises:
             ConfigError: this phase does not read such batches.
         """
-        if not isinstance(batch, Batch):
+        if not isinstance(batch, Batch | Packs):
             raise ConfigError(
                 "the data are rows with prompts and answers, and no phase is given",
                 where="phase",
@@ -56,7 +56,7 @@ class Phase(Callback):
         return sizes.updates(batch_size)
 
     def describe(
-        self, batch: Any, batch_size: int, sizes: Sizes, settings: Settings, positions: int
+        self, batch: Any, batch_size: int, sizes: Sizes, settings: Settings, positions: int | None
     ) -> str:
         """What a batch is made into, for people.
 
@@ -65,7 +65,7 @@ class Phase(Callback):
             batch_size: its rows, over all processes.
             sizes: how it is cut.
             settings: of the iteration.
-            positions: where rollouts start, in each sequence.
+            positions: where rollouts start, in each sequence; None: rows are packs of sequences.
         """
         return describe_refine(batch_size, sizes, settings, positions)
 
@@ -133,10 +133,10 @@ class PostTraining(Phase):
         return 1 if self.mode == "sft" else sizes.updates(batch_size) + 1
 
     def describe(
-        self, batch: Any, batch_size: int, sizes: Sizes, settings: Settings, positions: int
+        self, batch: Any, batch_size: int, sizes: Sizes, settings: Settings, positions: int | None
     ) -> str:
         """The inner updates, and the step on the answers."""
-        if isinstance(batch, Batch):
+        if isinstance(batch, Batch | Packs):
             return super().describe(batch, batch_size, sizes, settings, positions)
         outer = self.objective.describe()
         if self.mode == "sft":
@@ -149,19 +149,27 @@ class PostTraining(Phase):
 
 
 def describe_refine(
-    batch_size: int, sizes: Sizes, settings: Settings, positions: int, rows: str = "sequences"
+    batch_size: int,
+    sizes: Sizes,
+    settings: Settings,
+    positions: int | None,
+    rows: str = "sequences",
 ) -> str:
     """What ReFINE makes of a batch of ``batch_size`` rows over all processes, for people."""
     updates = sizes.updates(batch_size)
+    rows = "packs" if positions is None else rows
     text = (
         f"{batch_size:,} {rows} = {updates} update{'s' if updates > 1 else ''} "
         f"of {sizes.minibatch or batch_size}"
     )
     if not settings.weights.needs_rollouts:
         return f"{text}; no rollouts"
-    rollouts = batch_size * positions * settings.plan.rollouts_per_position
-    length = settings.plan.rollout_length
-    return f"{text}; {rollouts:,} rollouts of {length} token{'s' if length > 1 else ''}"
+    plan, number = settings.plan, "rollouts in each document,"
+    if positions is not None:
+        number = f"{batch_size * positions * plan.rollouts_per_position:,} rollouts"
+    return (
+        f"{text}; {number} of {plan.rollout_length} token{'s' if plan.rollout_length > 1 else ''}"
+    )
 
 
 def find_phase(trainer: Trainer) -> Phase:

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from refine_pl.records import Batch, Packs
+
 T = TypeVar("T")
 
 
@@ -64,3 +66,8 @@ def cut(batch: AnyRows, size: int) -> Iterator[AnyRows]:
     """Pieces of ``size`` rows; the last one may be smaller."""
     for start in range(0, len(batch), size):
         yield batch.narrow(start, min(start + size, len(batch)))
+
+
+def passes(batch: Batch | Packs, size: int) -> Iterator[Batch]:
+    """Pieces that are read at once: ``size`` rows, or a pack."""
+    return iter(batch.packs) if isinstance(batch, Packs) else cut(batch, size)

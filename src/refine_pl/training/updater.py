@@ -34,14 +34,14 @@ from refine_pl.losses.base import LossSum
 from refine_pl.numbers import describe_not_finite, not_finite
 from refine_pl.objectives.base import AnswerObjective
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, Positions, Reading, Rollouts
+from refine_pl.records import Batch, Experience, Packs, Positions, Reading, Rollouts
 from refine_pl.refine_step import Counts, RefineStep
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
 from refine_pl.training.counters import Counters
 from refine_pl.training.settings import Settings
 from refine_pl.training.sharding import whole
-from refine_pl.training.sizes import Processes, Sizes, Stepper, cut
+from refine_pl.training.sizes import Processes, Sizes, Stepper, cut, passes
 from refine_pl.training.tally import Tally, tally_experience
 
 T = TypeVar("T")
@@ -109,11 +109,11 @@ class Updater:
         """Where the policy is."""
         return next(self.policy.parameters()).device
 
-    def refine(self, batch: Batch, settings: Settings, purpose: str = "train") -> None:
+    def refine(self, batch: Batch | Packs, settings: Settings, purpose: str = "train") -> None:
         """ReFINE on a batch of this process: rollouts, then a step for each mini-batch.
 
         Args:
-            batch: sequences.
+            batch: sequences, or packs of them.
             settings: weights and sizes; without a policy or KL term nothing is drawn.
             purpose: with the iteration and the rows, the name of the random streams.
         """
@@ -168,14 +168,14 @@ class Updater:
         self._descend()
 
     def draw(
-        self, minibatch: Batch, settings: Settings, purpose: str = "train"
+        self, minibatch: Batch | Packs, settings: Settings, purpose: str = "train"
     ) -> list[Experience | Batch]:
         """Rollouts for each micro-batch, or the bare micro-batches if no term needs them.
 
         Raises:
             PartError: a part failed, on this process or on another one: all of them raise.
         """
-        micro_batches = list(cut(minibatch, self.sizes.microbatch))
+        micro_batches = list(passes(minibatch, self.sizes.microbatch))
         if not settings.weights.needs_rollouts:
             return list(micro_batches)
         drawn: list[Experience | Batch] = []
@@ -249,7 +249,7 @@ class Updater:
 
         return self._accumulate(micro_batches, loss_of)
 
-    def join(self, minibatch: Batch, settings: Settings, purpose: str = "train") -> Tensor:
+    def join(self, minibatch: Batch | Packs, settings: Settings, purpose: str = "train") -> Tensor:
         """The gradients of one update, its rollouts drawn on the way, without a step.
 
         Equal to :meth:`draw` and :meth:`accumulate`, for one pass over the sequences less.
@@ -260,7 +260,7 @@ class Updater:
         Raises:
             ConfigError: the selector chose other positions than it had announced.
         """
-        micro_batches = list(cut(minibatch, self.sizes.microbatch))
+        micro_batches = list(passes(minibatch, self.sizes.microbatch))
         # Sums are divided by the counts of the whole step, before its last rollouts are drawn.
         announced = [self.step.expected_counts(rows, settings.plan) for rows in micro_batches]
         counts = Counts(*self._total(announced))
@@ -364,7 +364,7 @@ class Updater:
     def _random(self, batch: Batch, purpose: str) -> RowRandom:
         return RowRandom(self.seed, self.counters.iteration, batch.rows, purpose)
 
-    def _count_tokens(self, batch: Batch) -> None:
+    def _count_tokens(self, batch: Batch | Packs) -> None:
         self.counters.tokens_seen += int(self._over_processes(on_host(batch.num_tokens).sum()))
 
     def _over_processes(self, values: Tensor) -> Tensor:
