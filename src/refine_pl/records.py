@@ -99,7 +99,10 @@ class Packs(Rows):
     @property
     def num_tokens(self) -> Tensor:
         """Real tokens of every sequence, int64."""
-        return torch.cat([pack.num_tokens for pack in self.packs])
+        lengths = [pack.num_tokens for pack in self.packs]
+        joined = torch.cat(lengths)
+        known_on_host(joined, torch.cat([on_host(each) for each in lengths]))
+        return joined
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Self:
         """The same on ``device``."""
