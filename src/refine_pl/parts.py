@@ -33,6 +33,7 @@ class Part(dict[str, Any]):
 
 
 NO_BACKBONE: Any = None  # the type of the argument then says what may be given
+NO_ADAPTER: Any = None
 ENTROPY: Any = Part(class_path="refine_pl.selectors.Entropy")
 EVEN: Any = Part(class_path="refine_pl.selectors.Even")
 FORKED: Any = Part(class_path="refine_pl.rollouts.Forked")

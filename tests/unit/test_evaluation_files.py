@@ -14,9 +14,10 @@ from lightning.pytorch.strategies import (
 from rich.console import Console
 from tiny import delta_net
 
+from refine_pl.backbones.weight_files import weights_hash
 from refine_pl.callbacks import ProgressBar
 from refine_pl.callbacks.evaluation import refuse_sharding
-from refine_pl.callbacks.evaluation_card import differences, weights_hash
+from refine_pl.callbacks.evaluation_card import differences
 from refine_pl.callbacks.evaluation_folder import (
     EvaluationFolder,
     complete_batches,

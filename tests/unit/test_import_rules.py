@@ -15,7 +15,10 @@ SOURCES = {"refine_pl": ROOT / "src", "refine_kernels": ROOT / "kernels"}
 # Imports for the type checker count, and so do those inside functions.
 SHARED = ("errors", "faults", "lazy", "numbers", "parsing", "randomness", "records", "stopwatch")
 STEPS = ("selectors", "rollouts", "rewards", "advantages", "losses")
-ENGINE = (*SHARED, *STEPS, "backbones", "refine_step", "parts", "task_records", "tokenizers")
+ENGINE = (
+    *(*SHARED, *STEPS, "adapters", "backbones", "refine_step"),
+    *("parts", "task_records", "tokenizers"),
+)
 RULES = {
     "refine_kernels": (),
     "errors": (),
@@ -42,6 +45,7 @@ RULES = {
         "refine_kernels",
         "whole_files",
     ),
+    "adapters": ("backbones", "checksums", "errors", "whole_files"),
     **dict.fromkeys(STEPS, (*SHARED, "backbones", "refine_kernels")),
     "parts": ("backbones", "errors", "lazy"),
     "refine_step": (*SHARED, *STEPS, "backbones", "parts", "refine_kernels"),

@@ -67,6 +67,9 @@ class AttentionLayerTrail(LayerTrail):
 class AttentionMixer(Mixer):
     """The mixer of one layer of softmax attention."""
 
+    kind = "attention"
+    has_fixed_state = False
+
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.head_width, self.rope = shape.head_width, shape.rope

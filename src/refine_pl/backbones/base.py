@@ -198,10 +198,15 @@ class FastWeightLM(nn.Module, ABC):
 
     Everything goes through :meth:`forward` and through :attr:`head`'s own forward, because the
     hooks of sharded training fire only there.
+
+    Attributes:
+        loaded_from: the folder or the name on the hub, and the revision there, that the weights
+            were loaded from; None if they were made.
     """
 
     vocab_size: int
     hidden_size: int
+    loaded_from: tuple[str, str | None] | None = None
 
     @property
     @abstractmethod

@@ -210,6 +210,8 @@ class DeltaRuleCore(Mixer):
     sequences comes first, and the forks start from its states.
     """
 
+    kind = "delta_rule"
+
     def __init__(self, shape: DeltaRuleShape) -> None:
         super().__init__()
         self.num_heads, self.num_value_heads = shape.num_heads, shape.value_heads

@@ -94,6 +94,8 @@ class _Projected(NamedTuple):
 class LaCTMixer(Mixer):
     """The mixer of one LaCT layer."""
 
+    kind = "lact"
+
     def __init__(self, options: LaCTOptions) -> None:
         super().__init__()
         hidden_size, fast_heads = options.hidden_size, options.num_lact_heads

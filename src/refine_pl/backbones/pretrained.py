@@ -68,7 +68,10 @@ def load_pretrained(
         del weights[name]
     if policy.tied:
         _tie(weights, f"model.{cls.embeddings_name}.weight", folder)
-    return load_weights(policy, weights, folder).requires_grad_(True)
+    load_weights(policy, weights, folder).requires_grad_(True)
+    local = Path(path_or_name).expanduser()
+    policy.loaded_from = (str(local.resolve()) if local.is_dir() else path_or_name, revision)
+    return policy
 
 
 def load_weights(policy: StackedLM, weights: Mapping[str, Tensor], where: Path | str) -> StackedLM:

@@ -84,7 +84,15 @@ class SwiGLU(nn.Module):
 
 
 class Mixer(nn.Module, ABC):
-    """The part of a block that reads other tokens, through a state."""
+    """The part of a block that reads other tokens, through a state.
+
+    Attributes:
+        kind: what layers of this sort are called in settings and messages.
+        has_fixed_state: whether the state stays of one size, however many tokens were read.
+    """
+
+    kind: ClassVar[str] = "mixer"
+    has_fixed_state: ClassVar[bool] = True
 
     @abstractmethod
     def forward(

@@ -5,6 +5,7 @@ Weights are data: nothing of a checkpoint is ever run.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refine_pl.errors import CheckpointError, download_command
 from refine_pl.numbers import check_finite_weights
@@ -142,6 +143,20 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if others
         else None,
     )
+
+
+def weights_hash(policy: nn.Module) -> str:
+    """A digest of the weights, 32 hexadecimal digits.
+
+    BLAKE2b over the state dictionary in the order of its names: each name with its shape, then the
+    bytes of the tensor as float32. The same weights have the same digest in a Lightning checkpoint,
+    in an exported folder and in any wider precision.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().reshape(-1).numpy().data)
+    return digest.hexdigest()
 
 
 def some(names: list[str], limit: int = 4) -> str:

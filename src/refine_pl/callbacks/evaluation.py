@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from rich.console import Console
 
-from refine_pl.callbacks.evaluation_card import describe, now, source, weights_hash
+from refine_pl.backbones.weight_files import weights_hash
+from refine_pl.callbacks.evaluation_card import describe, now, source
 from refine_pl.callbacks.evaluation_folder import (
     EvaluationFolder,
     Line,

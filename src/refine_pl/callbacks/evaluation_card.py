@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import nn
 
 from refine_pl.evaluation.tasks import rule_of
 from refine_pl.training.module import RefineModule
@@ -93,20 +91,6 @@ def source(trainer: Trainer, module: RefineModule) -> str:
 def now() -> str:
     """The time of a card, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def weights_hash(policy: nn.Module) -> str:
-    """A digest of the weights, 32 hexadecimal digits.
-
-    BLAKE2b over the state dictionary in the order of its names: each name with its shape, then the
-    bytes of the tensor as float32. The same weights have the same digest in a Lightning checkpoint,
-    in an exported folder and in any wider precision.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().reshape(-1).numpy().data)
-    return digest.hexdigest()
 
 
 def differences(earlier: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from jsonargparse._util import get_import_path
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint import CheckpointException
 
+from refine_pl.adapters import adapter_of, load_peft
 from refine_pl.backbones.pretrained import class_fields, model_class
 from refine_pl.commands import config_rules as rules
 from refine_pl.commands.config_sources import Source, all_values, last_value, texts
@@ -179,7 +180,16 @@ def _with_a_made_backbone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             f"the checkpoint's hyper_parameters are a {type(hparams).__name__}", _WRITTEN
         )
     hparams = dict(hparams)
-    config = (checkpoint.get("refine_pl") or {}).get("backbone")
+    own = checkpoint.get("refine_pl") or {}
+    config, adapter = own.get("backbone"), adapter_of(own)
+    if adapter is not None:
+        load_peft()  # the parser would say less
+        lora = {"class_path": "peft.LoraConfig", "init_args": adapter["config"]}
+        hparams["adapter"] = hparams.get("adapter") or lora
+        if adapter["base"] is not None:  # the checkpoint has only what was trained
+            if hparams.get("pretrained"):
+                hparams["pretrained"] = adapter["base"]["path"]
+            return hparams
     given = hparams.get("backbone") or {}
     given = given if isinstance(given, Mapping) else {"class_path": given}
     loaded = str(given.get("class_path", "")).endswith(".load_pretrained")

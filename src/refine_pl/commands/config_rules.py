@@ -31,6 +31,9 @@ _INSTEAD = {
     "arguments: torch's own takes schedulers that are made already",
 }
 
+# Optional packages, and what installs them.
+_EXTRAS = {"peft": "pip install 'refine-pl[lora]'"}
+
 _NAMES_SHOWN = 6
 
 
@@ -159,7 +162,8 @@ def find_class(base: type, path: Any, key: str, where: str, functions: bool = Tr
     if found is None:
         own = f"a class of your own is looked for from the folder {os.getcwd()}"
         installed = path.startswith(("refine_pl.", "torch.", "lightning."))
-        way_out = _nearest_class(base, path, None if installed else own)
+        otherwise = _EXTRAS.get(path.partition(".")[0], None if installed else own)
+        way_out = _nearest_class(base, path, otherwise)
         raise ConfigError(why, where=where, allowed=class_rule(base), way_out=way_out)
     if not inspect.isclass(found) and functions and _returns(found, base):
         return None
@@ -217,7 +221,7 @@ def by_name(base: type) -> dict[str, tuple[str, type]]:
 
 def class_rule(base: type) -> str:
     """What may be named where a ``base`` belongs, in words."""
-    names = some(known_classes(base))
+    names = some([*known_classes(base), *getattr(base, "elsewhere", ())])
     return f"{_a_class(base)}: {names}" if names else _a_class(base)
 
 

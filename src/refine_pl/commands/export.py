@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine_pl.adapters import Attached, adapter_of, merged, restored, save_adapter
 from refine_pl.backbones import FastWeightLM
 from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
 from refine_pl.commands.arguments import Arguments
@@ -22,7 +23,8 @@ from refine_pl.training.shard_files import check_shards
 
 _HELP = """Writes config.json, safetensors and the tokenizer of a checkpoint, as published models
 have them, with their checksums. The checkpoint may be a file, or the folder that sharded training
-writes."""
+writes. Of a run with an adapter the adapter alone is written, as peft loads it; --merge writes the
+whole model with the adapter added to its weights."""
 
 _PREFIX = "policy."
 
@@ -38,22 +40,33 @@ def main(argv: Sequence[str]) -> int:
     add("--ckpt_path", required=True, help="a .ckpt file or folder")
     add("--out", required=True, help="folder to write")
     add("--tokenizer", help="folder or name on the hub; that of the run if left out")
+    add("--merge", action="store_true", help="of a run with an adapter: write the whole model")
+    add("--base", help="of a run with an adapter: the folder that its base is in now")
     args = parser.parse_args(argv)
     tokenizer = args.tokenizer or _tokenizer_of_run(args.ckpt_path)
-    files = export(args.ckpt_path, args.out, tokenizer)
+    files = export(args.ckpt_path, args.out, tokenizer, merge=args.merge, base=args.base)
     sys.stdout.write(f"{args.out}: {', '.join(files)}\n")
     if tokenizer is None:
         sys.stdout.write("no tokenizer was written: the run has none in the published layout\n")
     return 0
 
 
-def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
+def export(
+    ckpt_path: str,
+    out: str,
+    tokenizer: str | None,
+    *,
+    merge: bool = False,
+    base: str | None = None,
+) -> list[str]:
     """Write the folder ``out``.
 
     Args:
         ckpt_path: a checkpoint file or folder.
         out: where to write.
         tokenizer: folder or name of a tokenizer to write beside the weights.
+        merge: write the whole model of a run with an adapter.
+        base: the folder of the weights that the adapter was trained on, if they were moved.
 
     Returns:
         The names of the files.
@@ -61,7 +74,13 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
     Raises:
         UserError: as for :func:`main`.
     """
-    policy = read_policy(ckpt_path)
+    policy, adapter = _read(ckpt_path, base)
+    if merge and adapter is None:
+        raise CheckpointError(
+            f"{ckpt_path} has no adapter that could be merged",
+            where="--merge",
+            way_out="leave --merge out: the whole model is written anyway",
+        )
     loaded = HubTokenizer(tokenizer) if tokenizer is not None else None
     if loaded is not None and loaded.vocab_size > policy.vocab_size:
         raise CheckpointError(
@@ -69,11 +88,14 @@ def export(ckpt_path: str, out: str, tokenizer: str | None) -> list[str]:
             f"{policy.vocab_size:,} tokens",
             where="--tokenizer",
         )
-    return save_pretrained(policy, out, beside=None if loaded is None else loaded.save)
+    beside = None if loaded is None else loaded.save
+    if adapter is not None and not merge:
+        return save_adapter(policy, adapter, out, beside)
+    return save_pretrained(policy if adapter is None else merged(policy), out, beside)
 
 
 def read_policy(ckpt_path: str) -> FastWeightLM:
-    """The model of a training checkpoint.
+    """The model of a training checkpoint, an adapter added to its weights.
 
     Args:
         ckpt_path: a checkpoint file or folder.
@@ -81,6 +103,12 @@ def read_policy(ckpt_path: str) -> FastWeightLM:
     Raises:
         CheckpointError: it cannot be read, or does not say what its model is.
     """
+    policy, adapter = _read(ckpt_path)
+    return policy if adapter is None else merged(policy)
+
+
+def _read(ckpt_path: str, base: str | None = None) -> tuple[FastWeightLM, Attached | None]:
+    """The model and its adapter, if it has one."""
     checkpoint = read_checkpoint(ckpt_path)
     config = checkpoint.get("refine_pl", {}).get("backbone")
     if config is None:
@@ -91,7 +119,10 @@ def read_policy(ckpt_path: str) -> FastWeightLM:
         )
     weights = _weights(checkpoint, Path(ckpt_path))
     check_finite_weights(weights.items(), ckpt_path, "an earlier checkpoint")
-    return load_weights(build(config, ckpt_path), weights, ckpt_path)
+    saved = adapter_of(checkpoint["refine_pl"])
+    if saved is None:
+        return load_weights(build(config, ckpt_path), weights, ckpt_path), None
+    return restored(config, saved, weights, ckpt_path, base)
 
 
 def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

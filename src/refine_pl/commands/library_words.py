@@ -9,6 +9,7 @@ from pathlib import Path
 _UNNEEDED = (
     ".*(treespec|LeafSpec)",  # Lightning's own use of its dependencies
     "The dirpath has changed",  # every run has a folder of its own: a resumed one saves elsewhere
+    ".*`loftq_config` specified but will be ignored",  # peft warns of its own default
     ".*sync_dist=True",  # what is logged was summed over all processes before
 )
 

@@ -7,7 +7,6 @@ and which updates a batch is made into in ``phases.py``. Around them: ``checks.p
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
+from refine_pl.adapters import (
+    Adapter,
+    Attached,
+    attach,
+    frozen_copy,
+    keep_frozen_in_16_bits,
+    plain_adapter,
+)
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
 from refine_pl.evaluation.answering import Answering
@@ -30,6 +37,7 @@ from refine_pl.parts import (
     FORKED,
     GREEDY,
     GROUP_RELATIVE,
+    NO_ADAPTER,
     NO_BACKBONE,
     SIMILARITY,
     build_part,
@@ -82,6 +90,8 @@ class RefineModule(SavedModule):
     Args:
         backbone: the model that is trained, the policy.
         pretrained: a folder or a name on the hub, to load the policy from instead.
+        adapter: ``peft.LoraConfig``: train a low-rank adapter, and leave the policy's own weights
+            as they are; ``target_modules`` also takes kinds of layers.
         selector: where rollouts start.
         generator: how rollouts are drawn, and read again in the update.
         rewards: how good rollouts are: a dict of named rewards, summed by their weights.
@@ -116,6 +126,7 @@ class RefineModule(SavedModule):
         self,
         backbone: FastWeightLM = NO_BACKBONE,
         pretrained: str | None = None,
+        adapter: Adapter = NO_ADAPTER,
         selector: PositionSelector = ENTROPY,
         generator: RolloutGenerator = FORKED,
         rewards: dict[str, Reward] = SIMILARITY,
@@ -145,6 +156,7 @@ class RefineModule(SavedModule):
         self.automatic_optimization = False
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may rest
         self.policy = choose_policy(backbone, pretrained)
+        self.adapter: Attached | None = None if adapter is None else attach(self.policy, adapter)
         self.reference: FastWeightLM | None = None
         self.yardstick: FastWeightLM | None = None
         self.stage: int | None = None
@@ -180,10 +192,12 @@ class RefineModule(SavedModule):
     def _save_plain_hyperparameters(self) -> None:
         """From the command line: the model's part of the config. From Python: the plain values."""
         parts = ["backbone", "selector", "generator", "rewards", "advantage", "policy_loss"]
-        others = ["answering", "validation", "optimizer", "lr_scheduler"]
+        others = ["adapter", "answering", "validation", "optimizer", "lr_scheduler"]
         self.save_hyperparameters(ignore=[*parts, *others], logger=False)
         if "_instantiator" in self.hparams:
             self.save_hyperparameters(logger=False)
+            if self.hparams.get("adapter"):  # without peft's forty other options
+                self.hparams["adapter"] = plain_adapter(self.hparams["adapter"])
 
     def _part_settings(self) -> PartSettings:
         """What a schedule may change of the parts, under the names that they are configured by."""
@@ -204,7 +218,7 @@ class RefineModule(SavedModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Check the trainer: the first hook of a run, before any data is prepared."""
-        check_sharding(self.trainer)
+        check_sharding(self.trainer, self.adapter is not None)
         check_log_folders(self.trainer)
         self._check_vocabulary()
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -235,7 +249,7 @@ class RefineModule(SavedModule):
             if note is not None:
                 self.print(note)
         if stage in ("fit", "validate") and self.validation.yardstick and self.yardstick is None:
-            self.yardstick = copy.deepcopy(self.policy).requires_grad_(False)
+            self.yardstick = frozen_copy(self.policy)
         if stage != "fit":
             return
         if data.batch_size is not None:
@@ -243,7 +257,7 @@ class RefineModule(SavedModule):
             check_checkpoints(self.trainer, self.phase.updates(self.sizes, data.batch_size))
         self.check_settings(self.own_settings, "model.num_segments")
         if self.keep_reference and self.reference is None:
-            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+            self.reference = frozen_copy(self.policy)
 
     def _check_vocabulary(self) -> None:
         """Before a corpus is tokenized, which takes long."""
@@ -256,7 +270,13 @@ class RefineModule(SavedModule):
         check_batch_size(batch_size, self.minibatch_size, self.sizes.microbatch, processes)
 
     def configure_model(self) -> None:
-        """Shard the policy and its frozen copies, if the trainer's strategy is to."""
+        """Shard the policy and its frozen copies, if the trainer's strategy is to.
+
+        A frozen base that can be loaded again is kept in the precision that it is read in.
+        """
+        loaded = self.adapter is not None and self.adapter.base is not None
+        if loaded and self._trainer is not None and self._trainer.precision == "bf16-mixed":
+            keep_frozen_in_16_bits(self.policy)
         if self.device_mesh is not None:  # only that of ModelParallelStrategy; none without trainer
             mesh = self.device_mesh["data_parallel"]
             shard(self.policy, mesh)
@@ -283,6 +303,8 @@ class RefineModule(SavedModule):
         size = sum(p.numel() for p in self.policy.parameters())
         kind = class_name(self.policy)
         self.print(f"{kind}, {size:,} parameters, {self.device}, {self.trainer.precision}")
+        if self.adapter is not None:
+            self.print(self.adapter.describe(self.policy))
         data = self._data
         if data.batch_size is not None and data.sources is None:
             self.print(self.describe(self.own_settings, data.batch_size))

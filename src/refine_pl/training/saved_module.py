@@ -8,6 +8,7 @@ from typing import Any, Self
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
+from refine_pl.adapters import Attached, adapter_of, saved_adapter, with_base, without_base
 from refine_pl.backbones import FastWeightLM
 from refine_pl.rewards.from_function import functions_refused
 from refine_pl.tokenizers import Tokenizer
@@ -35,6 +36,7 @@ class SavedModule(MeasuredModule):
     """
 
     reference: FastWeightLM | None
+    adapter: Attached | None
     fresh_optimizer: bool = False
     resumed_at: int | None = None
     _resumed_from: dict[str, Any] | None = None  # a checkpoint that is being loaded
@@ -66,6 +68,10 @@ class SavedModule(MeasuredModule):
             state["stage"] = self.stage  # in which its weights were copied
         if self.trainer.optimizers:
             state["optimizer"] = class_path(self.trainer.optimizers[0])
+        if self.adapter is not None:
+            state["adapter"] = saved_adapter(self.adapter)
+            if self.adapter.base is not None:
+                checkpoint["state_dict"] = without_base(checkpoint["state_dict"], self)
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -79,6 +85,8 @@ class SavedModule(MeasuredModule):
         self._resumed_from = checkpoint
         state = fit_copy(state, "reference", self.reference is not None)
         state = fit_copy(state, "yardstick", self.yardstick is not None)
+        saved = adapter_of(checkpoint.get(STATE_KEY) or {})
+        state = with_base(state, self, saved, self.adapter)
         checkpoint["state_dict"] = self._with_own_parts(state) if self._only_answers() else state
 
     def resume_optimizer(self, optimizer: Optimizer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from refine_pl.adapters import frozen_copy
 from refine_pl.backbones import FastWeightLM
 from refine_pl.errors import ConfigError
 from refine_pl.task_records import TaskBatch
@@ -126,7 +126,7 @@ class TestTimeTraining(Phase):
         check_small_lr(str(trainer.precision), lr)
         reference: FastWeightLM | None = None
         if self._settings(pl_module).weights.kl_weight:
-            reference = copy.deepcopy(pl_module.policy).requires_grad_(False)
+            reference = frozen_copy(pl_module.policy)
         self._updater = pl_module.make_updater(self._optimizer, reference=reference)
         self._original = [p.detach().clone() for p in parameters] if self.reset == "batch" else []
         # Copied, because an optimizer may change a group's settings.

@@ -15,15 +15,26 @@ from refine_pl.errors import ConfigError
 from refine_pl.training.resuming import check_before_loading
 
 
-def check_sharding(trainer: Trainer) -> None:
+def check_sharding(trainer: Trainer, has_adapter: bool = False) -> None:
     """Let a sharded run spread the weights over all processes, or refuse what it cannot do.
 
+    Args:
+        trainer: of the run.
+        has_adapter: whether the policy's own weights are frozen beside an adapter.
+
     Raises:
-        ConfigError: another layout of processes, or a run that answers.
+        ConfigError: another layout of processes, an adapter, or a run that answers.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
         return
+    if has_adapter:
+        raise ConfigError(
+            "trainer.strategy is ModelParallelStrategy, and model.adapter is given: sharded "
+            "checkpoints hold whole models",
+            where="trainer.strategy",
+            allowed="auto or ddp with an adapter: its base is frozen and needs no optimizer state",
+        )
     check_before_loading(strategy, trainer)
     processes = trainer.world_size
     sizes = strategy._data_parallel_size, strategy._tensor_parallel_size

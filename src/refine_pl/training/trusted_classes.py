@@ -24,8 +24,14 @@ from refine_pl.backbones import load_pretrained
 from refine_pl.errors import CheckpointError
 
 _PACKAGES = ("refine_pl.", "torch.optim.", "lightning.")
+# Of a package whose other classes are not for checkpoints; the second is of two numbers, and the
+# default of an option of the first.
+_CLASSES = ("peft.LoraConfig", "peft.LoftQConfig")
 
-ALLOWED = "classes of refine_pl, torch.optim and lightning; others if you name them yourself"
+ALLOWED = (
+    f"classes of refine_pl, torch.optim and lightning, and {_CLASSES[0]}; others if you "
+    "name them yourself"
+)
 
 
 @contextmanager
@@ -79,7 +85,7 @@ def classes_of_a_checkpoint(
     original, trusted, refused = _typehints.import_object, set(named), list[str]()
 
     def import_object(path: Any, *args: Any, **options: Any) -> Any:
-        if path in trusted or (imported and _is_here(path)):
+        if path in _CLASSES or path in trusted or (imported and _is_here(path)):
             found = original(path, *args, **options)
             if inspect.isclass(found):
                 trusted.add(str(get_import_path(found)))  # the parser goes on with the shortest one
