@@ -26,4 +26,4 @@ def test_two_processes_equal_one(tmp_path):
     for folder in ("one", "two"):
         held = torch.load(tmp_path / folder / "step=4.ckpt", weights_only=True)["state_dict"]
         assert all(".lora_" in name for name in held)
-        assert len(held) == 2 * 32  # of the policy and of the reference
+        assert len(held) == 3 * 32  # of the policy, the reference and the yardstick

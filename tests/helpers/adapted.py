@@ -30,6 +30,14 @@ WEIGHTS = LossWeights(1.0, 0.7, 0.0)
 MODELS = {"DeltaNet": tiny.delta_net, "GatedDeltaNet": gated_delta_net, "LaCT": tiny.lact}
 
 
+def hybrid(**options):
+    """Of two layers the second is softmax attention."""
+    return tiny.delta_net(attn={"layers": [1], "num_heads": 2}, **options)
+
+
+HYBRIDS = {"DeltaNet with attention": hybrid}
+
+
 def adapted(policy, seed=0, **options):
     """Put an adapter on all linear maps of the policy; its B are random instead of 0."""
     torch.manual_seed(seed)

@@ -73,7 +73,8 @@ def test_only_the_adapter_is_trained_and_kept(base, tmp_path):
     assert len(trained) == 2 * 10
     assert curve["train/kl"][-1] > curve["train/kl"][0] > 0
     held = content(tmp_path / "step=6.ckpt")
-    names = {*(f"policy.{n}" for n in trained), *(f"reference.{n}" for n in trained)}
+    copies = ("policy", "reference", "yardstick")
+    names = {f"{model}.{name}" for model in copies for name in trained}
     assert held["state_dict"].keys() == names
     (moments,) = held["optimizer_states"]
     assert len(moments["state"]) == len(trained)

@@ -8,12 +8,13 @@ so an update of a frozen policy with an adapter is compared with one of the merg
 import pytest
 import tiny
 import torch
-from adapted import MODELS, adapted, merged_copy, update
+from adapted import HYBRIDS, MODELS, adapted, merged_copy, update
 
 from refine_pl.adapters import frozen_copy, keep_frozen_in_16_bits
 from refine_pl.adapters.targets import linear_maps
 from refine_pl.refine_step import LossWeights
 
+EVERY = MODELS | HYBRIDS
 LENGTHS = [140, 97, 33, 12]  # the last one is too short for any position
 CLOSE = {"rtol": 1e-8, "atol": 1e-11}
 
@@ -32,9 +33,9 @@ def chained(policy, whole):
 
 
 @pytest.mark.parametrize(("kind", "checkpointing"), [("joined", True), ("two_pass", False)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_gradients_are_those_of_the_merged_policy(name, checkpointing, kind):
-    policy = MODELS[name](activation_checkpointing=checkpointing)
+    policy = EVERY[name](activation_checkpointing=checkpointing)
     adapted(policy, use_rslora=checkpointing)
     batch = tiny.batch(LENGTHS, width=150, padding=3)
     whole = merged_copy(policy)

@@ -11,31 +11,14 @@ from peft import LoraConfig
 from refine_pl.adapters import Adapter, attach
 from refine_pl.adapters.lora import OPTIONS
 from refine_pl.adapters.targets import linear_maps
-from refine_pl.backbones.stack import Block, Mixer
 from refine_pl.errors import ConfigError
 
 OWN_MAPS = {"DeltaNet": ("delta_rule", 5), "GatedDeltaNet": ("delta_rule", 7), "LaCT": ("lact", 5)}
 
 
-class Attention(Mixer):
-    """A layer of softmax attention, as far as adapters see it."""
-
-    kind = "attention"
-    has_fixed_state = False
-
-    def __init__(self, size):
-        super().__init__()
-        self.q_proj, self.o_proj = torch.nn.Linear(size, size), torch.nn.Linear(size, size)
-
-    def forward(self, x, layout, state, keep_trail):
-        raise NotImplementedError
-
-
 def hybrid():
     """Three layers, of which the middle one is attention."""
-    policy = tiny.delta_net(num_hidden_layers=3)
-    policy.model.layers[1] = Block(Attention(16), policy.options)
-    return policy.double()
+    return tiny.delta_net(num_hidden_layers=3, attn={"layers": [1], "num_heads": 2})
 
 
 def reached(policy, **options):
@@ -59,7 +42,7 @@ def test_kinds_of_layers(name):
 
 
 def test_names_of_peft_and_kinds_go_together():
-    ends = {"q_proj", "o_proj"}
+    ends = {"q_proj", "k_proj", "v_proj", "o_proj"}
     names = reached(hybrid(), target_modules=["attention", "down_proj"])
     assert names == {
         *(f"model.layers.1.attn.{end}" for end in ends),
@@ -84,7 +67,7 @@ def test_random_choices_are_counted_and_said():
         attached = attach(policy, LoraConfig(r=1, target_modules=chosen))
         kinds = [maps[name] for name in chosen]
         said = attached.describe(policy)
-        for kind, of in {"delta_rule": 10, "attention": 2, "mlp": 9}.items():
+        for kind, of in {"delta_rule": 10, "attention": 4, "mlp": 9}.items():
             assert attached.reached[kind] == (kinds.count(kind), of)
             assert f"{kind} {kinds.count(kind)} of {of}" in said
         assert ("warning: the adapter reaches no layer that carries" in said) == (
