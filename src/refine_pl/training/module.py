@@ -24,7 +24,6 @@ from refine_pl.adapters import (
     attach,
     frozen_copy,
     keep_frozen_in_16_bits,
-    plain_adapter,
 )
 from refine_pl.advantages import AdvantageEstimator
 from refine_pl.backbones import FastWeightLM
@@ -152,7 +151,7 @@ class RefineModule(SavedModule):
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        self._save_plain_hyperparameters()
+        self.save_plain_hyperparameters()
         self.automatic_optimization = False
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may rest
         self.policy = choose_policy(backbone, pretrained)
@@ -188,16 +187,6 @@ class RefineModule(SavedModule):
         self._updater: Updater | None = None
         self._flat_rewards = FlatRewards()
         self.border = Border()
-
-    def _save_plain_hyperparameters(self) -> None:
-        """From the command line: the model's part of the config. From Python: the plain values."""
-        parts = ["backbone", "selector", "generator", "rewards", "advantage", "policy_loss"]
-        others = ["adapter", "answering", "validation", "optimizer", "lr_scheduler"]
-        self.save_hyperparameters(ignore=[*parts, *others], logger=False)
-        if "_instantiator" in self.hparams:
-            self.save_hyperparameters(logger=False)
-            if self.hparams.get("adapter"):  # without peft's forty other options
-                self.hparams["adapter"] = plain_adapter(self.hparams["adapter"])
 
     def _part_settings(self) -> PartSettings:
         """What a schedule may change of the parts, under the names that they are configured by."""

@@ -8,7 +8,14 @@ from typing import Any, Self
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from refine_pl.adapters import Attached, adapter_of, saved_adapter, with_base, without_base
+from refine_pl.adapters import (
+    Attached,
+    adapter_of,
+    plain_adapter,
+    saved_adapter,
+    with_base,
+    without_base,
+)
 from refine_pl.backbones import FastWeightLM
 from refine_pl.rewards.from_function import functions_refused
 from refine_pl.tokenizers import Tokenizer
@@ -52,6 +59,16 @@ class SavedModule(MeasuredModule):
         with functions_refused():
             module: Self = load_with_known_classes(lambda: load(*args, **kwargs))
             return module
+
+    def save_plain_hyperparameters(self) -> None:
+        """Keep the model's part of a command line's configuration, or Python's plain values."""
+        parts = ["backbone", "selector", "generator", "rewards", "advantage", "policy_loss"]
+        others = ["adapter", "answering", "validation", "optimizer", "lr_scheduler"]
+        self.save_hyperparameters(ignore=[*parts, *others], logger=False)
+        if "_instantiator" in self.hparams:
+            self.save_hyperparameters(logger=False)
+            if self.hparams.get("adapter"):  # without peft's forty other options
+                self.hparams["adapter"] = plain_adapter(self.hparams["adapter"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counters, and what the model and the optimizer were made from.
