@@ -14,6 +14,7 @@ from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
 if TYPE_CHECKING:
     from refine_pl.data.corpora import Corpus, Files, HubDataset, StandardLibrary
     from refine_pl.data.loader import BatchKey, BatchOrder, ResumableLoader, TokenSequence
+    from refine_pl.data.mixture import Mixture
     from refine_pl.data.stage_data import StageData
     from refine_pl.data.task_data import TaskData
     from refine_pl.data.tasks import MultiDocumentQA, NeedleInAHaystack, RowFiles, TaskSource
@@ -27,6 +28,7 @@ __all__ = [
     "Files",
     "HubDataset",
     "HubTokenizer",
+    "Mixture",
     "MultiDocumentQA",
     "NeedleInAHaystack",
     "ResumableLoader",
@@ -42,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "corpora": "Corpus Files HubDataset StandardLibrary",
+    "mixture": "Mixture",
     "loader": "BatchKey BatchOrder ResumableLoader TokenSequence",
     "stage_data": "StageData",
     "task_data": "TaskData",

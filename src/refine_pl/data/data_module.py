@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from refine_pl.data.loader import BatchOrder, ResumableLoader
+from refine_pl.data.mixture import MixedOrder
 from refine_pl.errors import ConfigError, DataError
 
 
@@ -45,17 +46,18 @@ class ResumableData(LightningDataModule):
         collate_fn: Callable[[Any], Any],
         fingerprint: str | None = None,
         settings: str = "",
+        draw: MixedOrder | None = None,
     ) -> ResumableLoader:
         """Shuffled batches of training; without a ``fingerprint`` every row in order.
 
-        The arguments are those of :class:`ResumableLoader`.
+        The arguments are those of :class:`ResumableLoader` and :class:`BatchOrder`.
         """
         rank, num_ranks = self.ranks
         training = fingerprint is not None
         size = self.batch_size if training else self.validation_batch_size
-        order = BatchOrder(
-            len(rows), size, self.seed, rank=rank, num_ranks=num_ranks, training=training
-        )
+        number = len(rows) if draw is None else len(draw)
+        place: Any = {"rank": rank, "num_ranks": num_ranks}
+        order = BatchOrder(number, size, self.seed, **place, training=training, draw=draw)
         return ResumableLoader(
             rows, order, fingerprint or "", self.num_workers, collate_fn, settings
         )

@@ -73,6 +73,7 @@ class BatchOrder(DistributedSampler[BatchKey]):
         training: shuffle, leave out the incomplete last batch, and number the rows of each batch
             from 0. Otherwise keep order and every row, and number rows through the whole pass, so
             that what is drawn for a row does not depend on the batch size.
+        draw: gives the ``num_rows`` rows of an epoch in their order, instead of shuffling all.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class BatchOrder(DistributedSampler[BatchKey]):
         rank: int = 0,
         num_ranks: int = 1,
         training: bool = True,
+        draw: Callable[[int], Sequence[int]] | None = None,
     ) -> None:
         rows: Any = range(num_rows)  # the base class asks for no more than a length
         super().__init__(rows, num_ranks, rank, shuffle=training, seed=seed, drop_last=training)
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.training = training
+        self.draw = draw
         self.start = 0  # batches that the next iteration leaves out
 
     def __len__(self) -> int:
@@ -103,7 +106,9 @@ class BatchOrder(DistributedSampler[BatchKey]):
 
     def _batches(self, epoch: int, start: int) -> Iterator[BatchKey]:
         order: Sequence[int] = range(self.num_rows)
-        if self.training:
+        if self.draw is not None:
+            order = self.draw(epoch)
+        elif self.training:
             generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch, "order"))
             order = torch.randperm(self.num_rows, generator=generator).tolist()
         for batch in range(start, len(self)):

@@ -52,12 +52,20 @@ class PackSet(Dataset[list[list[TokenSequence]]]):
         tokens: of a pack, padding among them.
         batch_size: packs of a batch, over all ranks.
         seed: of what is packed together.
+        groups: ``[N]``, where only sequences of one number may share a pack.
 
     Raises:
         ConfigError: a sequence does not fit a pack.
     """
 
-    def __init__(self, sequences: SequenceSet, tokens: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        sequences: SequenceSet,
+        tokens: int,
+        batch_size: int,
+        seed: int,
+        groups: Numbers | None = None,
+    ) -> None:
         if tokens < sequences.sequence_length:
             raise ConfigError(
                 f"packing is {tokens:,}, and a sequence has up to {sequences.sequence_length:,} "
@@ -69,7 +77,9 @@ class PackSet(Dataset[list[list[TokenSequence]]]):
         self.sequences = sequences
         self.batch_size = batch_size
         lengths = sequences.lengths
-        self.packs = packs_of(lengths, tokens, seed)
+        groups = np.zeros_like(lengths) if groups is None else groups
+        each = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        self.packs = [own[p] for own in each for p in packs_of(lengths[own], tokens, seed)]
         self._real = int(lengths.sum())
         self._read = sum(len(pack) * int(lengths[pack[0]]) for pack in self.packs)
         self._padded_rows = len(lengths) * sequences.sequence_length

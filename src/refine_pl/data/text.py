@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -13,6 +15,7 @@ from refine_pl.data.cache_files import digest_of
 from refine_pl.data.corpora import Corpus
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.loader import ResumableLoader, collate
+from refine_pl.data.mixture import MixedOrder, Mixture
 from refine_pl.data.packing import PackSet, collate_packs
 from refine_pl.data.paths import named_by
 from refine_pl.data.sequences import (
@@ -140,11 +143,12 @@ class TextData(ResumableData):
             self.sequence_length,
             self.crop,
             self.packing,
+            None if self._mixed is None else self._mixed.quotas.tolist(),
             self.seed,
             self.batch_size,
         )
         make = collate_packs if isinstance(rows, PackSet) else collate
-        return self.loader(rows, make, fingerprint, _SETTINGS)
+        return self.loader(rows, make, fingerprint, _SETTINGS, self._mixed)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """The same pieces of every validation document each time, in a fixed order."""
@@ -171,11 +175,17 @@ class TextData(ResumableData):
             "short_documents": split.short_documents,
             "duplicate_documents": split.duplicate_documents,
             "skipped_rows": cache.manifest.skipped_rows,
-            f"left_over_{self._unit}_per_epoch": len(rows) % self.batch_size,
+            f"left_over_{self._unit}_per_epoch": self._epoch_rows % self.batch_size,
         }
         if isinstance(rows, PackSet):
             described["training_packs_per_epoch"] = len(rows)
             described["padding_share"] = round(rows.padding_share, 4)
+        shares = list(self._shares())
+        for name, number, tokens in shares:
+            described[f"{name}_{self._unit}_per_epoch"] = number
+            described[f"{name}_tokens_per_epoch"] = tokens
+        if shares:
+            described["training_tokens_per_epoch"] = sum(tokens for *_, tokens in shares)
         if self.val_corpus is not None and self._val_cache is not None:
             described["validation_corpus"] = self.val_corpus.label
             described["validation_corpus_hash"] = self._val_cache.manifest.corpus_hash[:12]
@@ -212,7 +222,46 @@ class TextData(ResumableData):
         """What batches of an epoch are made of."""
         if self.packing is None:
             return self._sequences
-        return PackSet(self._sequences, self.packing, self.batch_size, self.seed)
+        parts = self._parts
+        return PackSet(self._sequences, self.packing, self.batch_size, self.seed, parts)
+
+    @cached_property
+    def _parts(self) -> Numbers | None:
+        """Which corpus of a weighted mixture each sequence is of."""
+        mixture, cache = self.corpus, self._cache
+        if not (isinstance(mixture, Mixture) and mixture.weights):
+            return None
+        documents = self._sequences.pieces.documents
+        different, place = np.unique(documents, return_inverse=True)
+        return np.array([mixture.part_of(cache.name(int(i))) for i in different])[place]
+
+    @cached_property
+    def _mixed(self) -> MixedOrder | None:
+        """The order of a weighted mixture."""
+        parts, rows, mixture = self._parts, self._training, self.corpus
+        if parts is None or not isinstance(mixture, Mixture):
+            return None
+        if isinstance(rows, PackSet):
+            parts = parts[[int(pack[0]) for pack in rows.packs]]
+        return MixedOrder(parts, mixture, self.batch_size, self.seed)
+
+    @property
+    def _epoch_rows(self) -> int:
+        return len(self._training) if self._mixed is None else len(self._mixed)
+
+    def _shares(self) -> Iterator[tuple[str, int, int]]:
+        """The corpora of a weighted mixture, and what of each an epoch holds: rows, and tokens.
+
+        Tokens are those of as many rows of mean length.
+        """
+        if self._mixed is None or not isinstance(self.corpus, Mixture):
+            return
+        rows, lengths = self._training, self._sequences.lengths
+        if isinstance(rows, PackSet):
+            lengths = np.array([lengths[pack].sum() for pack in rows.packs])
+        for part, name in enumerate(self.corpus.corpora):
+            number = int(self._mixed.quotas[part])
+            yield name, number, round(number * float(lengths[self._mixed.members[part]].mean()))
 
     @cached_property
     def _sequences(self) -> SequenceSet:
@@ -278,7 +327,13 @@ class TextData(ResumableData):
             )
         if isinstance(rows, PackSet):
             lines.append("  " + rows.summary())
-        lines.append(self.epoch_line(len(rows), self._name))
+        shares = list(self._shares())
+        for name, number, tokens in shares:
+            lines.append(
+                f"  {name}: {number:,} {self._name} of an epoch, about {tokens:,} tokens "
+                f"({tokens / sum(each for *_, each in shares):.1%})"
+            )
+        lines.append(self.epoch_line(self._epoch_rows, self._name))
         if count := manifest.skipped_rows:
             lines.append(f"  skipped rows: {count:,}; the first was {manifest.first_skipped}")
         return lines
