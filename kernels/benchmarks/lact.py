@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import get_args
 
 import torch
 
+from refine_kernels.backends import CompiledBackend
 from refine_kernels.lact_update import UpdateRule, lact_update
-from refine_kernels.lact_update.cost import Sizes, costs, is_compiled, keep_memory, problem
+from refine_kernels.lact_update.cost import Sizes, costs, element_wise, keep_memory, problem
 from refine_kernels.lact_update.reference import lact_reference
 
 
@@ -36,7 +38,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384, help="of a head")
     parser.add_argument("--inner", type=int, default=None, help="inner width, that of a head")
     parser.add_argument("--chunk_size", type=int, default=2048)
-    parser.add_argument("--backend", choices=["auto", "torch", "compiled"], default="auto")
+    parser.add_argument("--backend", choices=get_args(CompiledBackend), default="auto")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--give_back", action="store_true", help="freed memory to the system")
@@ -49,14 +52,15 @@ def main() -> None:
     inner = args.inner or args.width
     sizes = Sizes(args.length, args.heads, args.width, args.chunk_size, inner, args.batch)
     device = torch.device(args.device)
-    compiled = is_compiled(sizes, args.backend, device, torch.float32)
+    operands = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    how = element_wise(sizes, args.backend, device, torch.float32, operands)
     print(
         f"loop {apart:.1e} from its definition; {torch.get_num_threads()} threads; "
-        f"element-wise work {'compiled' if compiled else 'uncompiled'}; "
+        f"{args.precision} products, element-wise work {how}; "
         f"freed memory {'kept' if kept else 'given back'}"
     )
     print(f"{'':<24}{'loop s':>10}{'products s':>12}{'ratio':>8}{'min':>8}{'max':>8}")
-    for cost in costs(sizes, args.backend, args.repeats, device):
+    for cost in costs(sizes, args.backend, args.repeats, device, precision=args.precision):
         loop, products = statistics.median(cost.loop), statistics.median(cost.products)
         print(
             f"{cost.name:<24}{loop:>10.3f}{products:>12.3f}{cost.ratio:>8.2f}"

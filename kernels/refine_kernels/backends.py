@@ -17,7 +17,7 @@ import torch
 MAX_KEY_WIDTH = 256  # of the Triton kernels: a program holds all rows of some columns of the state
 
 DeltaBackend = Literal["auto", "torch", "triton", "fla"]  # of the delta rule
-CompiledBackend = Literal["auto", "torch", "compiled"]  # of those that can be compiled
+CompiledBackend = Literal["auto", "torch", "compiled", "triton"]  # of LaCT's element-wise work
 OwnBackend = Literal["auto", "torch", "triton"]  # of those with Triton kernels of this package
 Backend = Literal["auto", "torch", "fla", "compiled"]
 
@@ -223,7 +223,7 @@ def report() -> list[Choice]:
             own or instead or f"CUDA, {in_16_bits}",
         ),
         Choice("delta_rule", "torch", not (own_runs or fla_runs), chunked + ", own backward"),
-        Choice("lact_update", "torch", True, "chunks of fast weights, own backward"),
+        *_own("lact_update", "chunks of fast weights, own backward"),
         Choice("lact_update", "compiled", False, compiler or long_rows),
         *_own("delta_rule_shared", "short continuations of shared states", in_16_bits),
         *_own("short_conv", "blocks of tokens on the CPU, conv1d on CUDA"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.gated_norm.kernel_op import TritonGatedNorm
+from refine_kernels.lact_update.choice import BY_TRITON
 from refine_kernels.short_conv.kernel_op import TritonShortConv
 from refine_kernels.swiglu.kernel_op import TritonSwiGLU
 
@@ -40,11 +41,23 @@ def _conv(width: int, more: bool, device: torch.device) -> None:
     TritonShortConv.apply(x, weight, bias, tail, True).sum().backward()
 
 
+def _lact(per_channel: bool, device: torch.device) -> None:
+    """One chunk, of a head of width 512; each function apart from the products."""
+    n, h = TOKENS, 512
+    ab, e, x02, x1 = (_draw(device, n, w) for w in (2 * h, h, 2 * h, h))
+    rates = _draw(device, n, h if per_channel else 3, dtype=torch.float32)
+    BY_TRITON.hidden_backward(ab, BY_TRITON.hidden(ab))
+    BY_TRITON.written(ab, e, rates, per_channel)
+    BY_TRITON.written_backward(ab, e, x02, x1, rates, per_channel)
+
+
 ROW_CASES: dict[str, Callable[[torch.device], None]] = {
     **{f"rms_norm, {width}": partial(_norm, width, None) for width in (2048, 8192)},
     **{f"gated_norm, {width}": partial(_norm, width, width) for width in (128, 512)},
     "gated_norm, 512, a gate for each row": partial(_norm, 512, 1),
     "swiglu": _swiglu,
+    "lact_update": partial(_lact, False),
+    "lact_update, a rate for each channel": partial(_lact, True),
     "short_conv, 4 taps": partial(_conv, 4, False),
     "short_conv, 4 taps, bias and tail": partial(_conv, 4, True),
 }

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from refine_kernels import backends
-from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, compiled, lact_update
+from refine_kernels.lact_update import (
+    FastTokens,
+    FastWeights,
+    UpdateRule,
+    choice,
+    compiled,
+    lact_update,
+)
 from refine_kernels.lact_update.terms import EAGER, Terms
 
 CPU = torch.device("cpu")
@@ -75,8 +82,8 @@ def test_without_a_compiler(afresh, monkeypatch):
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match=r"'fla'.*auto, torch or compiled"):
-        compiled.choose("fla", CPU, torch.float32, 1)
+    with pytest.raises(ValueError, match=r"'fla'.*auto, torch, compiled or triton"):
+        choice.choose_terms("fla", CPU, torch.float32, torch.float32, 1, 1)
 
 
 @pytest.mark.filterwarnings("error")

@@ -45,4 +45,4 @@ def test_costs():
         assert len(each.ratios) == 3
         assert min(each.ratios) <= each.ratio <= max(each.ratios)
         assert min(each.loop + each.products) > 0
-    assert not cost.is_compiled(sizes, "auto", CPU, torch.float32)
+    assert cost.element_wise(sizes, "auto", CPU, torch.float32) == "uncompiled"

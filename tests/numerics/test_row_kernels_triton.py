@@ -1,4 +1,4 @@
-"""Norms, SwiGLU and the short convolution by Triton kernels, in Triton's interpreter.
+"""Norms, SwiGLU, the short convolution and LaCT's loop by Triton kernels, in its interpreter.
 
 Against the definitions in float64: outputs and every gradient, with every buffer full of NaN before
 a kernel writes it. In a process of its own, which is this file run as a script, in float32.
@@ -34,6 +34,8 @@ CONVS = {
     "conv, whole blocks": (16, 64, 2, True, True, True),
     "conv, one tap": (10, 4, 1, True, False, True),
 }
+# A rate for each channel, pre-norm
+LACTS = {"lact": (False, False), "lact, a rate for each channel": (True, True)}
 
 
 def test_outputs_and_all_gradients():
@@ -45,6 +47,8 @@ def test_outputs_and_all_gradients():
     for name, (_, _, taps, bias, tail, _) in CONVS.items():
         compared[name] = {"y", "x", "weight"} | ({"bias"} if bias else set())
         compared[name] |= {"tail"} if tail and taps > 1 else set()
+    loop = {"y", "q", "k", "v", "rates", "momentum", "w0", "w1", "w2"}
+    compared |= dict.fromkeys(LACTS, loop)
     compared["swiglu"] = {"y", "gate", "up"}
     compared["norm, frozen weight"] = {"y", "x"}
     assert {name: set(errors) for name, errors in found.items()} == compared
@@ -131,6 +135,26 @@ def swiglus():
     }
 
 
+def lact(per_channel, prenorm):
+    from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, lact_update
+
+    width, inner = 10, 10 if per_channel else 13
+    leaves = {name: draw(2, 11, 2, width) for name in "qkv"}
+    leaves["rates"] = (0.1 * draw(2, 11, 2, 3 * width if per_channel else 3)).detach()
+    leaves["rates"].requires_grad_()
+    leaves |= {"momentum": draw(2, 11, 2), "w0": draw(2, inner, width)}
+    leaves |= {"w1": draw(2, width, inner), "w2": draw(2, inner, width)}
+
+    def run(backend):
+        def function(q, k, v, rates, momentum, w0, w1, w2):
+            tokens, rule = FastTokens(k, v, rates, momentum), UpdateRule(4, prenorm)
+            return lact_update(q, tokens, FastWeights(w0, w1, w2), rule, backend=backend).output
+
+        return function
+
+    return compare(leaves, run("triton"), run("torch"))
+
+
 def main():
     from refine_kernels.gated_norm import kernel_op
 
@@ -142,6 +166,7 @@ def main():
     torch.manual_seed(0)
     found = {name: norm(*case) for name, case in NORMS.items()}
     found |= {name: conv(*case) for name, case in CONVS.items()} | swiglus()
+    found |= {name: lact(*case) for name, case in LACTS.items()}
     print(json.dumps(found))  # noqa: T201
 
 

@@ -1,6 +1,7 @@
 """LaCT's fast weights: read a chunk, then update."""
 
 from refine_kernels.lact_update.interface import FastOutput, FastTrail, lact_update
+from refine_kernels.lact_update.precision import Precision
 from refine_kernels.lact_update.shared import SharedFastState
 from refine_kernels.lact_update.step import row_norms
 from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
@@ -10,6 +11,7 @@ __all__ = [
     "FastTokens",
     "FastTrail",
     "FastWeights",
+    "Precision",
     "SharedFastState",
     "UpdateRule",
     "lact_update",

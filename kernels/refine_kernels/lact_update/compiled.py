@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from refine_kernels.backends import CompiledBackend, compiler_missing
+from refine_kernels.lact_update.stacked import StackedTerms
 from refine_kernels.lact_update.terms import EAGER, Terms
+
+T = TypeVar("T", Terms, StackedTerms)
 
 # Elements of a row's inner activations, T * H * h, from which ``auto`` compiles. That takes some
 # seconds once in a process; at this size they are won back within a few hundred layers' passes.
@@ -31,25 +34,32 @@ def choose(
         elements: of a row's inner activations, ``T * H * h``.
 
     Raises:
-        ValueError: no such backend, or one asked for by name that cannot run.
+        ValueError: compilation was asked for by name and cannot be.
     """
-    if backend not in ("auto", "torch", "compiled"):
-        raise ValueError(f"lact_update has no backend {backend!r}; use auto, torch or compiled")
     if backend == "torch":
         return EAGER
     on_cpu = device.type == "cpu"
     if backend == "auto":
         worthwhile = on_cpu and dtype == torch.float32 and elements >= COMPILE_ELEMENTS
-        return _compile(False) if worthwhile and compiler_missing() is None else EAGER
-    missing = compiler_missing() if on_cpu else None
+        return _compile(EAGER, False) if worthwhile and compiler_missing() is None else EAGER
+    return compiled(EAGER, device)
+
+
+def compiled(functions: T, device: torch.device) -> T:
+    """The ``functions`` compiled for the device, as was asked for by name.
+
+    Raises:
+        ValueError: they cannot be.
+    """
+    missing = compiler_missing() if device.type == "cpu" else None
     if missing is not None:
         raise ValueError(f"backend 'compiled' cannot run: {missing}; use 'auto' or 'torch'")
-    return _compile(True)
+    return _compile(functions, True)
 
 
 @functools.cache
-def _compile(required: bool) -> Terms:
-    return Terms(*(_Compiled(function, required) for function in EAGER))
+def _compile(functions: T, required: bool) -> T:
+    return type(functions)(*[_Compiled(function, required) for function in functions])
 
 
 class _Compiled:

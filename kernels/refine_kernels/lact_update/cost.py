@@ -14,14 +14,17 @@ import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from refine_kernels.backends import CompiledBackend
 from refine_kernels.clock import now
-from refine_kernels.lact_update.compiled import choose
+from refine_kernels.lact_update.choice import BY_TRITON, choose_terms
 from refine_kernels.lact_update.interface import lact_update
+from refine_kernels.lact_update.precision import Precision, operand_dtype
+from refine_kernels.lact_update.stacked import BY_TORCH
 from refine_kernels.lact_update.terms import EAGER
 from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
 from refine_kernels.records import map_numbers
@@ -103,11 +106,19 @@ def problem(
     return q, FastTokens(k, v, rates, momentum), initial
 
 
-def is_compiled(
-    sizes: Sizes, backend: CompiledBackend, device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Whether the loop's element-wise work is."""
-    return choose(backend, device, dtype, sizes.length * sizes.heads * sizes.inner) is not EAGER
+def element_wise(
+    sizes: Sizes,
+    backend: CompiledBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+    operands: torch.dtype | None = None,
+) -> str:
+    """How the loop's element-wise work is done: ``compiled``, ``uncompiled``, ``by Triton``."""
+    elements = sizes.length * sizes.heads * sizes.inner
+    chosen = choose_terms(backend, device, dtype, operands or dtype, elements, sizes.inner)
+    if chosen is BY_TRITON:
+        return "by Triton"
+    return "uncompiled" if chosen in (EAGER, BY_TORCH) else "compiled"
 
 
 def costs(
@@ -116,19 +127,22 @@ def costs(
     repeats: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    precision: Precision = "auto",
 ) -> list[Cost]:
     """Of the forward pass without gradients, and of forward and backward."""
     q, tokens, initial = problem(sizes, device, dtype)
-    products, gradient = _Products(sizes, device, dtype), torch.randn_like(q)
+    operands = operand_dtype(precision, q, dtype)
+    products, gradient = _Products(sizes, device, operands), torch.randn_like(q)
+    how: dict[str, Any] = {"backend": backend, "precision": precision}
 
     def forward() -> None:
         with torch.no_grad():
-            lact_update(q, tokens, initial, sizes.rule, backend=backend)
+            lact_update(q, tokens, initial, sizes.rule, **how)
 
     def both() -> None:
         given = (q, tokens, initial)
         leaves = map_numbers(lambda x: x.detach().requires_grad_(), given)
-        lact_update(*leaves, sizes.rule, backend=backend).output.backward(gradient)
+        lact_update(*leaves, sizes.rule, **how).output.backward(gradient)
 
     def products_both() -> None:
         products.forward()

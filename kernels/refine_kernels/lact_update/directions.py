@@ -31,7 +31,7 @@ class Written(NamedTuple):
         if rates.shape[-1] == 3:
             return cls(v, rates, k)
         rate0, rate1, rate2 = rates.chunk(3, -1)
-        return cls(v, rate1, k, k * rate0, k * rate2)
+        return cls(v, rate1, k, (k * rate0).to(k.dtype), (k * rate2).to(k.dtype))
 
     def part(self, first: int, last: int) -> Written:
         """The tokens from the ``first`` to before the ``last``."""
@@ -86,7 +86,7 @@ class _Direction(torch.autograd.Function):
         d_weights = [torch.zeros_like(w) for w in weights]
         # Left by the chunks after this one, for it alone: this chunk's part is written into it.
         d_tokens = Written(
-            *(_later(last, x, d) for x, d in zip(tokens, grads[3:], strict=True))  # type: ignore[arg-type]
+            *(later(last, x, d) for x, d in zip(tokens, grads[3:], strict=True))  # type: ignore[arg-type]
         )
         given = _Side(weights, tokens.part(first, last))
         wanted = _Side(d_weights, d_tokens.part(first, last))
@@ -97,7 +97,7 @@ class _Direction(torch.autograd.Function):
         return None, *d_weights, *d_tokens
 
 
-def _later(last: int, x: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+def later(last: int, x: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     """The gradient of ``x [B, E, ...]`` from token ``last`` on; before it may be any number."""
     if x is None or gradient is not None:
         return gradient

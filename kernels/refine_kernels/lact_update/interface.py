@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from refine_kernels.backends import CompiledBackend
 from refine_kernels.host import on_host, rows_at, to_device
-from refine_kernels.lact_update.compiled import choose
+from refine_kernels.lact_update.choice import choose_terms
 from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
+from refine_kernels.lact_update.precision import Precision, operand_dtype
 from refine_kernels.lact_update.reading import read
 from refine_kernels.lact_update.shared import SharedFastState
+from refine_kernels.lact_update.stacked import StackedTerms, stacked_direction, stacked_read
 from refine_kernels.lact_update.step import row_norms, start, step
 from refine_kernels.lact_update.terms import Terms
 from refine_kernels.lact_update.weights import FastState, FastTokens, FastWeights, UpdateRule
@@ -66,6 +70,7 @@ def lact_update(
     rule: UpdateRule,
     state: SharedFastState | None = None,
     backend: CompiledBackend = "auto",
+    precision: Precision = "auto",
 ) -> FastOutput:
     """Read whole rows (equations in ``reference.py``), differentiably.
 
@@ -75,7 +80,10 @@ def lact_update(
         initial: weights ``[H, ...]`` of an empty text; their row norms hold for the whole text.
         rule: how the weights change.
         state: what the rows continue; an empty text if left out.
-        backend: of the element-wise work; see :func:`refine_kernels.lact_update.compiled.choose`.
+        backend: of the element-wise work; see
+            :func:`refine_kernels.lact_update.choice.choose_terms`.
+        precision: of the operands of matrix products. ``auto``: bfloat16 on CUDA for tokens of 16
+            bits or under an autocast, else the states' float32 (float64 for float64 weights).
 
     Raises:
         ValueError: shapes that do not fit, or a backend that cannot run.
@@ -83,14 +91,15 @@ def lact_update(
     _check(q, tokens, initial)
     dtype = torch.promote_types(initial.w0.dtype, torch.float32)
     batch, length, heads = q.shape[:3]
-    terms = choose(backend, q.device, dtype, length * heads * initial.w0.shape[-2])
+    operands, inner = operand_dtype(precision, q, dtype), initial.w0.shape[-2]
+    terms = choose_terms(backend, q.device, dtype, operands, length * heads * inner, inner)
     with torch.autocast(q.device.type, enabled=False):
         initial = initial.map(lambda w: w.to(dtype))
         norms = row_norms(initial)
         if state is None:
             entering = start(initial, rule, tokens.momentum is not None)
             entering = entering.map(lambda w: w.expand(batch, *w.shape))
-            output, states = _scan(q, tokens, entering, norms, rule, terms)
+            output, states = _scan(q, tokens, entering, norms, rule, terms, operands)
             return FastOutput(output, FastTrail(states, tokens, None, rule.chunk_size))
         rows = state.fold()
         # Tokens of a row's unfinished chunk, ``fill`` of the ``before`` that are kept, come first.
@@ -104,7 +113,7 @@ def lact_update(
         # It has no queries: any stands in.
         queries = rows_of(q, (offset - fill).clamp(0, length - 1) + number * length)
         entering = rows.bank.states.map(lambda w: rows_at(w, rows.bank.index))
-        output, states = _scan(queries, tokens, entering, norms, rule, terms)
+        output, states = _scan(queries, tokens, entering, norms, rule, terms, operands)
         output = rows_of(output, offset[:length] + fill + number * output.shape[1])
         return FastOutput(output, FastTrail(states, tokens, rows.fill, rule.chunk_size))
 
@@ -115,7 +124,8 @@ def _scan(
     state: FastState,
     norms: FastWeights,
     rule: UpdateRule,
-    terms: Terms,
+    terms: Terms | StackedTerms,
+    operands: torch.dtype,
 ) -> tuple[Tensor, list[FastState]]:
     """Reads ``E`` tokens of ``B`` rows, all at the start of a chunk; as ``state`` enters the first.
 
@@ -123,18 +133,24 @@ def _scan(
     last one, complete or not, is read but does not update.
     """
     dtype = state.applied.w0.dtype
-    written = Written.of(*(x.to(dtype) for x in tokens[:3]))
-    size, length = rule.chunk_size, q.shape[1]
+    stacked = isinstance(terms, StackedTerms)
+    write: Any
+    look: Any
+    write, look = (stacked_direction, stacked_read) if stacked else (direction, read)
+    k, v = (x.to(operands) for x in (tokens.k, tokens.v))
+    written = Written.of(k, v, tokens.rates.to(dtype))
+    size, last = rule.chunk_size, (q.shape[1] - 1) // rule.chunk_size
+    keep: Sequence[Tensor | None] = [None] * last
+    if tokens.momentum is not None and last > 0:
+        full = tokens.momentum[:, : last * size].to(dtype)
+        keep = full.unflatten(1, (last, size)).mean(2).unbind(1)
     entering = [state]
-    for first in range(0, length - size, size):
-        keep = None
-        if tokens.momentum is not None:
-            keep = tokens.momentum[:, first : first + size].to(dtype).mean(1)
-        found, written = direction(state.applied, written, first, first + size, terms)
-        state = step(state, found, keep, norms, rule)
+    for i in range(last):
+        found, written = write(state.applied, written, i * size, (i + 1) * size, terms)
+        state = step(state, found, keep[i], norms, rule)
         entering.append(state)
     # What is read changes no weights, so all chunks are read at once.
-    output = read([each.applied for each in entering], q.to(dtype), size, terms)
+    output = look([each.applied for each in entering], q.to(operands), size, terms)
     return output.to(q.dtype), entering
 
 

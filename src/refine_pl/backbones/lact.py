@@ -21,6 +21,7 @@ from refine_kernels.lact_update import (
     FastTokens,
     FastTrail,
     FastWeights,
+    Precision,
     SharedFastState,
     lact_update,
     row_norms,
@@ -100,6 +101,7 @@ class LaCTMixer(Mixer):
         super().__init__()
         hidden_size, fast_heads = options.hidden_size, options.num_lact_heads
         self.backend: CompiledBackend = options.backend
+        self.precision: Precision = options.precision
         self.num_fast_heads, self.head_width = fast_heads, options.head_width
         self.window, self.rule, self.theta = options.window_size, options.rule, options.rope_theta
         self.silu_qk = options.qkv_silu
@@ -149,9 +151,8 @@ class LaCTMixer(Mixer):
                 main.q, main.k, main.v, self.window, None if state is None else state.seen
             )
             before_fast = None if state is None else state.fast
-            result = lact_update(
-                main.fast_q, main.fast, initial, self.rule, before_fast, self.backend
-            )
+            how = (self.backend, self.precision)
+            result = lact_update(main.fast_q, main.fast, initial, self.rule, before_fast, *how)
             output = result.output
             if len(result.trail.entering) == 1:
                 output = output + _nothing(main.fast)

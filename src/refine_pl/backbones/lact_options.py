@@ -9,7 +9,7 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from refine_kernels.backends import CompiledBackend
-from refine_kernels.lact_update import UpdateRule
+from refine_kernels.lact_update import Precision, UpdateRule
 from refine_pl.backbones.option_values import MOST
 from refine_pl.backbones.options import StackOptions
 from refine_pl.errors import ConfigError
@@ -43,7 +43,10 @@ class LaCTOptions(StackOptions):
         newton_schulz_dtype: of the iteration of use_muon; bfloat16 as published, which rounds the
             result noticeably. float32 means float64 for float64 weights.
         backend: of the element-wise work between the fast weights' products: compiled, torch
-            (uncompiled), or auto, which compiles for long rows in float32 on a CPU.
+            (uncompiled), triton, or auto, which takes Triton kernels on CUDA, and compiles for long
+            rows in float32 on a CPU.
+        precision: of the operands of the fast weights' products: bf16, float32, or auto, which is
+            bf16 on CUDA in 16 bits or mixed precision. The fast weights and all sums are float32.
     """
 
     model_type = "lact_swiglu"
@@ -89,6 +92,7 @@ class LaCTOptions(StackOptions):
     initializer_range: PositiveFloat = 0.006
     newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     backend: CompiledBackend = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

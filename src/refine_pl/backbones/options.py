@@ -17,7 +17,7 @@ from refine_pl.backbones.option_values import MOST, check_value, same
 from refine_pl.errors import ConfigError, did_you_mean
 
 # Options of this project's own: they are not written to config.json.
-_UNPUBLISHED = ("activation_checkpointing", "backend", "idle")
+_UNPUBLISHED = ("activation_checkpointing", "backend", "idle", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)

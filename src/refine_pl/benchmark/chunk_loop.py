@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from refine_kernels.lact_update.cost import Sizes, costs, is_compiled, keep_memory
+from refine_kernels.lact_update.cost import Sizes, costs, element_wise, keep_memory
 from refine_pl.backbones.lact import LaCTMixer
 
 
@@ -37,10 +37,10 @@ def chunk_loop(
     if device.type == "cpu":
         keep_memory()
     dtype = initial.w0.dtype
-    compiled = is_compiled(sizes, mixer.backend, device, dtype)
+    how = element_wise(sizes, mixer.backend, device, dtype)
     found = costs(sizes, mixer.backend, repeats, device, dtype)
     described = (
         f"LaCT's chunk loop in one layer: {heads} heads of {width}, chunk {sizes.chunk_size:,}, "
-        f"element-wise work {'' if compiled else 'un'}compiled"
+        f"element-wise work {how}"
     )
     return described, {f"chunk loop / its products, {cost.name}": cost.ratio for cost in found}
