@@ -31,11 +31,10 @@ def operand_dtype(precision: Precision, tokens: Tensor, states: torch.dtype) -> 
         raise ValueError(f"lact_update has no precision {precision!r}; use auto, float32 or bf16")
     if precision == "bf16":
         return torch.bfloat16
-    on_cuda = tokens.device.type == "cuda"
-    short = tokens.dtype.itemsize == 2 or torch.is_autocast_enabled(tokens.device.type)
-    if precision == "auto" and on_cuda and short and states == torch.float32:
-        return torch.bfloat16
-    return states
+    if precision == "float32" or tokens.device.type != "cuda" or states != torch.float32:
+        return states
+    short = tokens.dtype.itemsize == 2 or torch.is_autocast_enabled("cuda")
+    return torch.bfloat16 if short else states
 
 
 def product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
