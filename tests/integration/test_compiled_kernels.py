@@ -31,8 +31,6 @@ KERNELS = {
     *("fast_hidden", "fast_hidden_back", "fast_written", "fast_written_back"),
     *("forks", "forks_states_back", "forks_rows_back"),
 }
-_ROW_BY_ROW = ("fast", "normal", "multi", "conv", "column", "statistics", "logits")
-ELEMENTWISE = {x for x in KERNELS if x.startswith(_ROW_BY_ROW)}
 PIPELINED = {"recur", "recur_back"}
 
 
