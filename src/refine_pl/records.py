@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from refine_kernels.host import known_on_host, on_host
 
 if TYPE_CHECKING:
-    from refine_pl.backbones.base import State, StateTrail
+    from refine_pl.backbones.base import Forks, OpenPass, StateTrail
     from refine_pl.tokenizers import Tokenizer
 
 
@@ -125,26 +125,28 @@ class Prefill:
 class Reading:
     """One differentiable pass over the sequences, which drawing and the update share."""
 
+    opened: OpenPass
     hidden: Tensor  # [B, T, D] after the final norm, the input of the head
     logprob: Tensor  # [B, T] float32, nats, of the next tokens; 0 where there is none
     entropy: Tensor  # [B, T] float32, nats, without gradients; as in Prefill
-    trail: StateTrail | None  # None once it has been forked
 
     def prefill(self) -> Prefill:
         """The same without gradients, for drawing."""
-        assert self.trail is not None, "the trail has been forked already"
-        return Prefill(self.hidden.detach(), self.entropy, self.trail)
+        assert self.opened.trail is not None, "rollouts have been read already"
+        return Prefill(self.hidden.detach(), self.entropy, self.opened.trail)
 
-    def fork(self, positions: Tensor, copies: int) -> State:
-        """The states after ``positions [B, S]`` tokens, ``copies`` rows of each, differentiable.
+    def follow(self, forks: Forks | None) -> Tensor | None:
+        """Read rollouts after the pass; only then is the rest differentiable through the model.
 
         The trail is let go: it is the largest thing that an update holds, and what its backward
-        pass needs of it was picked here.
+        pass needs of it is picked here.
+
+        Returns:
+            The forks' hidden states ``[B, S, N, L, D]``.
         """
-        assert self.trail is not None, "the trail has been forked already"
-        state = self.trail.at(positions).fork(copies)
-        self.trail = None
-        return state
+        hidden, made = self.opened.close(forks, self.hidden, self.logprob)
+        self.hidden, self.logprob = made
+        return hidden
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,11 +179,11 @@ class RefineStep(nn.Module):
 
         Drawing takes ``reading.prefill()``; :meth:`close` adds the rollouts.
         """
-        output = policy(batch.tokens, batch.num_tokens, keep_trail=True)
+        opened = policy.open_pass(batch.tokens, batch.num_tokens)
         targets = ntp_targets(batch).flatten()
-        stats = policy.head(output.hidden.flatten(0, 1), targets, entropy=True)
+        stats = policy.head(opened.hidden.flatten(0, 1), targets, entropy=True)
         logprob, entropy = (x.view(batch.tokens.shape) for x in (stats.logprob, stats.entropy))
-        return Reading(output.hidden, logprob, entropy.detach(), output.trail)
+        return Reading(opened, opened.hidden, logprob, entropy.detach())
 
     def close(self, policy: FastWeightLM, reading: Reading, experience: Experience) -> Passed:
         """The pass of :meth:`open`, and the rollouts that were drawn from it."""

@@ -25,19 +25,20 @@ def said(page, text):
 
 
 @pytest.mark.parametrize(
-    ("page", "policy", "width", "state", "trail"),
+    ("page", "policy", "width", "state", "trail", "lean"),
     [
-        ("delta_net", DeltaNet(hidden_size=2048, num_heads=16, **SMALL), 128, 24.84, 576),
+        ("delta_net", DeltaNet(hidden_size=2048, num_heads=16, **SMALL), 128, 24.84, 576, 144),
         (
             "gated_delta_net",
             GatedDeltaNet(hidden_size=2048, num_heads=8, head_dim=256, expand_v=1, **SMALL),
             256,
             48.84,
             960,
+            192,
         ),
     ],
 )
-def test_delta_rule(page, policy, width, state, trail):
+def test_delta_rule(page, policy, width, state, trail, lean):
     output = read(policy, 192, keep_trail=True)
     tails = 3 * 3 * 2048 * 2
     assert output.state.nbytes == 4 * 2048 * width + tails
@@ -49,8 +50,14 @@ def test_delta_rule(page, policy, width, state, trail):
     per_token = (kept.states.nbytes + kept.u.nbytes) / 192
     assert per_token == 4 * 2048 * (width / 64 + 1)
     assert per_token * LAYERS / 1024 == trail
-    for text in (f"{state:.1f} MiB", f"{trail / 1024 * 16:.0f} GiB for 16,384 tokens", "0.8 MiB"):
+    policy.activation_checkpointing = True
+    small = read(policy, 1024, keep_trail=True).trail.layers[0]
+    assert (small.x.nbytes + small.states.nbytes) * LAYERS / 1024**2 == lean
+    whole, kept = (kib / 1024 * 16 for kib in (trail, lean))
+    for text in (f"{state:.1f} MiB", f"{whole:.0f} GiB for 16,384 tokens", "0.8 MiB"):
         assert said(f"backbones/{page}.md", text)
+    assert said(f"backbones/{page}.md", f"{lean / 1024:.2f} MiB")
+    assert said(f"backbones/{page}.md", f"{kept:.2f} GiB for 16,384 tokens")
     assert said("backbones.md", f"{state:.1f} MiB")
 
 

@@ -20,12 +20,13 @@ def test_sizes_are_those_of_the_models():
 
 
 def test_states_and_trails_take_what_is_planned():
-    policy = DeltaNet(vocab_size=64, hidden_size=256, num_hidden_layers=2, num_heads=2)
+    sizes = {"hidden_size": 256, "num_hidden_layers": 2, "num_heads": 2}
+    policy = DeltaNet(vocab_size=64, activation_checkpointing=True, **sizes)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        output = policy(torch.zeros(1, 192, dtype=torch.int64), keep_trail=True)
+        output = policy(torch.zeros(1, 1024, dtype=torch.int64), keep_trail=True)
     assert output.state.nbytes == SMALL.state_bytes
-    kept = [layer.rule.trail for layer in output.trail.layers]
-    assert sum(t.states.nbytes + t.u.nbytes for t in kept) == 192 * SMALL.trail_bytes_per_token
+    kept = [layer.x.nbytes + layer.states.nbytes for layer in output.trail.layers]
+    assert sum(kept) == 1024 * SMALL.trail_bytes_per_token
 
 
 def test_shares_add_up():

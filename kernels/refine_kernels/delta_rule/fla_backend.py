@@ -73,6 +73,10 @@ class FlaTrail:
         )  # fmt: skip
         return state
 
+    def coarse(self) -> tuple[Tensor, int]:
+        """The states ``[m, B, H, K, V]``, and the tokens between."""
+        return self.states, TRAIL_TOKENS
+
 
 def delta_rule_fla(
     q: Tensor,

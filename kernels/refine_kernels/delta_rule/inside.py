@@ -17,6 +17,10 @@ from refine_kernels.compact import Letter, Mailbox, take
 from refine_kernels.delta_rule.reference import l2_normalize
 from refine_kernels.records import rows_of
 
+# Chunks from one state that a coarse trail keeps to the next: fewer need more memory, more are
+# longer to read again.
+EVERY = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Chunks:

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from refine_kernels.compact import Mailbox
-from refine_kernels.delta_rule.inside import Chunks, Pass
+from refine_kernels.delta_rule.inside import EVERY, Chunks, Pass
 from refine_kernels.delta_rule.kernel_op import TritonDeltaRule, chunk_of, slots_of
 from refine_kernels.records import rows_of
-
-EVERY = 8  # chunks: fewer need more memory, more are longer to read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,14 @@ class GivenTrail:
         if positions is not self.positions:
             raise ValueError("only the states at the positions given to the pass were kept")
         return self.source.states(*self.rows(), self.chunks)
+
+    def coarse(self) -> tuple[Tensor, int]:
+        """There are none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("only the states at the positions given to the pass were kept")
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """What enters each position's chunk, and what the chunk writes."""
@@ -84,6 +90,10 @@ class CoarseTrail:
         """The states ``[B * S, H, K, V]`` after ``positions [B, S]`` tokens (0 to T)."""
         chunks = Chunks.of(positions, self.source.k.shape[1], self.chunk)
         return self.source.states(*self._read_again(positions, chunks), chunks)
+
+    def coarse(self) -> tuple[Tensor, int]:
+        """The states ``[m, B, H, K, V]``, and the tokens between."""
+        return self.states.unflatten(0, (len(self.v), -1)).transpose(0, 1), EVERY * self.chunk
 
 
 def _coarse(length: int, chunk: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refine_kernels.delta_rule.inside import Chunks, Pass
+from refine_kernels.delta_rule.inside import EVERY, Chunks, Pass
 from refine_kernels.records import rows_of
 
 
@@ -26,3 +26,7 @@ class DeltaRuleTrail:
         row = torch.arange(batch, device=positions.device)[:, None]
         place = (chunks.index * batch + row).flatten()
         return self.source.states(rows_of(self.states, place), rows_of(self.u, place), chunks)
+
+    def coarse(self) -> tuple[Tensor, int]:
+        """The states of every ``EVERY``-th chunk ``[m, B, H, K, V]``, and the tokens between."""
+        return self.states[::EVERY].clone(), EVERY * self.u.shape[3]

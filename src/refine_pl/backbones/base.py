@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from refine_kernels.host import known_on_host, on_host
 from refine_kernels.records import map_numbers, map_tensors, numbers
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class TokenLayout:
     num_tokens: Tensor  # [B] int64
     mask: Tensor | None = None  # [B, T] bool, real tokens; None when no row is padded
     forks: Forks | None = None
+    lean: bool = False  # a trail, if one is kept, may be small and slow, and need the weights
     ends: Tensor = field(init=False)  # [B, 1], num_tokens as positions: one tensor for all layers
 
     def __post_init__(self) -> None:
@@ -191,6 +193,59 @@ class TokenLayout:
         offset = torch.arange(self.forks.tokens.shape[-1], device=before.device)
         fork = (positions[:, :, None, None] + offset).expand(self.forks.tokens.shape)
         return torch.cat([main, fork.flatten()])
+
+
+def layout_of(
+    tokens: Tensor, num_tokens: Tensor | None, forks: Forks | None, lean: bool = False
+) -> tuple[TokenLayout, Tensor]:
+    """The layout of a forward, and its tokens in one flat row ``[M]``.
+
+    Args:
+        tokens: as in :meth:`FastWeightLM.forward`.
+        num_tokens: likewise.
+        forks: likewise.
+        lean: trails may be small; see :class:`TokenLayout`.
+    """
+    batch, length = tokens.shape
+    mask = None
+    if num_tokens is None:
+        num_tokens = torch.full((batch,), length, dtype=torch.int64, device=tokens.device)
+        known_on_host(num_tokens, torch.full((batch,), length, dtype=torch.int64))
+    elif bool((on_host(num_tokens) < length).any()):
+        mask = torch.arange(length, device=tokens.device) < num_tokens[:, None]
+        tokens = tokens.masked_fill(~mask, 0)  # padding may hold any number
+    flat = tokens.flatten()
+    if forks is not None:
+        fork_tokens = forks.tokens.masked_fill(~forks.valid[:, :, None, None], 0)
+        flat = torch.cat([flat, fork_tokens.flatten()])
+    layout = TokenLayout(batch, length, num_tokens, mask, forks, lean)
+    known_on_host(layout.ends, on_host(num_tokens)[:, None])
+    return layout, flat
+
+
+class OpenPass(ABC):
+    """A pass over sequences, whose forks :meth:`close` adds.
+
+    Attributes:
+        hidden: ``[B, T, D]`` after the final norm.
+        trail: of the pass; None once it is closed.
+    """
+
+    hidden: Tensor
+    trail: StateTrail | None
+
+    @abstractmethod
+    def close(self, forks: Forks | None, *made: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Add the forks; once. The trail is let go.
+
+        Args:
+            forks: continuations, if there are any.
+            made: :attr:`hidden`, and whatever else was made of it.
+
+        Returns:
+            The forks' hidden states ``[B, S, N, L, D]``, and what was made: differentiable through
+            the whole model only now.
+        """
 
 
 class FastWeightLM(nn.Module, ABC):
@@ -234,6 +289,30 @@ class FastWeightLM(nn.Module, ABC):
             keep_trail: keep what :meth:`StateTrail.at` needs.
         """
 
+    def open_pass(self, tokens: Tensor, num_tokens: Tensor) -> OpenPass:
+        """Read ``tokens [B, T]`` with gradients; forks that are chosen from the result follow."""
+        return PlainPass(self, tokens, num_tokens)
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """The configuration fields under their published names, ``model_type`` among them."""
+
+
+class PlainPass(OpenPass):
+    """One whose graph is there from the first."""
+
+    def __init__(self, policy: FastWeightLM, tokens: Tensor, num_tokens: Tensor) -> None:
+        self.policy = policy
+        output = policy(tokens, num_tokens, keep_trail=True)
+        self.hidden, self.trail = output.hidden, output.trail
+
+    def close(self, forks: Forks | None, *made: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """See :class:`OpenPass`."""
+        assert self.trail is not None, "the pass was closed already"
+        trail, self.trail = self.trail, None
+        if forks is None:
+            return None, made
+        state = trail.at(forks.positions).fork(forks.tokens.shape[2])
+        del trail
+        hidden = self.policy(forks.tokens.flatten(0, 2), state=state).hidden
+        return hidden.view(*forks.tokens.shape, -1), made

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +14,22 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from refine_kernels.backends import DeltaBackend
-from refine_kernels.compact import Tapped, tap
-from refine_kernels.delta_rule import (
-    DeltaRuleOutput,
-    SharedState,
-    delta_rule,
-    delta_rule_shared,
-)
+from refine_kernels.compact import Tapped
+from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.gated_norm import GateActivation
-from refine_kernels.short_conv import conv_tail_at, short_conv
+from refine_kernels.short_conv import short_conv
 from refine_pl.backbones.attention_layer import AttentionMixer
 from refine_pl.backbones.attention_spec import AttentionSpec, attention_specs
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
+from refine_pl.backbones.delta_rule_states import (
+    ConvInputs,
+    DeltaRuleLayerTrail,
+    DeltaRuleState,
+    Read,
+)
+from refine_pl.backbones.lean_trail import LeanTrail
 from refine_pl.backbones.options import StackOptions, whole
+from refine_pl.backbones.precision import precision_now, product_type
 from refine_pl.backbones.stack import Block, Mixer, RMSNorm, StackedLM
 
 # Rows that continue a state by fewer tokens than this keep their writes beside the state.
@@ -139,54 +143,6 @@ class DeltaRuleShape:
     learned_strengths: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRuleState(LayerState):
-    """A delta rule's matrix and the last inputs of its convolutions, for ``R`` rows."""
-
-    rule: SharedState
-    tails: tuple[Tensor, ...]  # each [R, conv_size - 1, channels]; empty without convolutions
-
-
-class _ConvInputs(NamedTuple):
-    """What went into the convolutions, so that their states at any position can be gathered."""
-
-    inputs: tuple[Tapped, ...]  # each [B, T, channels]; none without convolutions
-    tails: tuple[Tensor, ...]  # each [B, conv_size - 1, channels] before the first; or none
-    width: int
-
-    def at(self, positions: Tensor) -> tuple[Tensor, ...]:
-        pairs = zip_longest(self.inputs, self.tails)
-        return tuple(conv_tail_at(x, tail, positions, self.width) for x, tail in pairs)
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaRuleLayerTrail(LayerTrail):
-    """The recurrence's trail beside the inputs of the convolutions."""
-
-    rule: DeltaRuleOutput
-    convs: _ConvInputs
-
-    def at(self, positions: Tensor) -> DeltaRuleState:
-        """The state after ``positions [B, S]`` tokens, rows flattened to ``B * S``."""
-        assert self.rule.trail is not None
-        matrix = self.rule.trail.at(positions)
-        return DeltaRuleState(SharedState(matrix), self.convs.at(positions))
-
-
-class _Read(NamedTuple):
-    """What a token brings, ``[rows, tokens, ...]``, before the convolutions."""
-
-    inputs: tuple[Tensor, ...]  # each [rows, tokens, channels]
-    beta: Tensor  # [rows, tokens, heads]
-    log_decay: Tensor | None  # [rows, tokens, heads]
-
-    def masked(self, mask: Tensor) -> _Read:
-        """The same, where tokens outside of ``mask [rows, tokens]`` write and forget nothing."""
-        decay, real = self.log_decay, mask[..., None]
-        decay = None if decay is None else decay * real.to(decay.dtype)
-        return self._replace(beta=self.beta * real.to(self.beta.dtype), log_decay=decay)
-
-
 class ShortConv(nn.Module):
     """The parameters of a short convolution, under their published names."""
 
@@ -248,16 +204,18 @@ class DeltaRuleCore(Mixer):
 
     def forward(
         self, x: Tensor, layout: TokenLayout, state: LayerState | None, keep_trail: bool
-    ) -> tuple[Tensor, DeltaRuleState, DeltaRuleLayerTrail | None]:
+    ) -> tuple[Tensor, DeltaRuleState, LayerTrail | None]:
         """Mix tokens; see :class:`Mixer`."""
         assert state is None or isinstance(state, DeltaRuleState)
         beta, log_decay = self.strengths(x)
-        main, fork = layout.split(_Read(self.project(x), beta * self.strength_scale, log_decay))
+        main, fork = layout.split(Read(self.project(x), beta * self.strength_scale, log_decay))
         if layout.mask is not None:
             main = main.masked(layout.mask)
         tails = () if state is None else state.tails
         wanted = keep_trail or layout.forks is not None
-        main, convs = self._tapped(main, tails, wanted)
+        width = self.conv_size if self.has_convs else None
+        through, convs = ConvInputs.of(main.inputs, tails, width, wanted)
+        main = main._replace(inputs=through)
         inputs = self._enter(main, tails)
         short = layout.length < SHORT and not wanted
         trail = None
@@ -287,22 +245,73 @@ class DeltaRuleCore(Mixer):
                 backend=self.backend,
             )
         y = self.leave(layout.join(output, fork_output), x)
-        return y, after, trail if keep_trail else None
+        if not keep_trail or trail is None:
+            return y, after, None
+        return y, after, self._lean(x, layout, trail) if layout.lean else trail
 
-    def _tapped(
-        self, tokens: _Read, tails: tuple[Tensor, ...], wanted: bool
-    ) -> tuple[_Read, _ConvInputs]:
-        """The tokens, and what goes into their convolutions; ``wanted``: at positions."""
-        if not self.has_convs:
-            return tokens, _ConvInputs((), tails, self.conv_size)
-        if not wanted:
-            inputs = tuple(map(Tapped, tokens.inputs))
-            return tokens, _ConvInputs(inputs, tails, self.conv_size)
-        through, inputs = zip(*map(tap, tokens.inputs), strict=True)
-        return tokens._replace(inputs=through), _ConvInputs(inputs, tails, self.conv_size)
+    def _lean(self, x: Tensor, layout: TokenLayout, trail: DeltaRuleLayerTrail) -> LeanTrail:
+        """What a trail needs if it may read some pieces of the row again."""
+        assert trail.rule.trail is not None
+        main = x.to(product_type(x))[: layout.batch * layout.length]
+        states, piece = trail.rule.trail.coarse()
+        return LeanTrail(
+            self,
+            main.unflatten(0, (layout.batch, layout.length)),
+            layout.mask,
+            states,
+            piece,
+            trail.convs.tails,
+            precision_now(x.device),
+        )
+
+    def read_piece(
+        self,
+        x: Tensor,
+        lead: int,
+        first: Tensor,
+        mask: Tensor | None,
+        tails: Sequence[Tensor],
+        entering: Tensor,
+        positions: Tensor,
+    ) -> DeltaRuleState:
+        """The states after ``positions [U, P]`` tokens of pieces of rows, ``U * P`` of them.
+
+        Args:
+            x: ``[U, lead + t, D]``, the mixer's inputs.
+            lead: tokens before a piece.
+            first: ``[U]`` bool, pieces with nothing before them in the row.
+            mask: ``[U, t]`` bool, real tokens; None: all.
+            tails: before the rows, ``[U, lead, channels]``; none: zeros.
+            entering: ``[U, H, K, V]``, the states that enter the pieces.
+            positions: 0 to t.
+        """
+        length = x.shape[1]
+        projected = [y.unflatten(0, (-1, length)) for y in self.project(x.flatten(0, 1))]
+        beta, decay = self.strengths(x[:, lead:].flatten(0, 1))
+        decay = None if decay is None else decay.unflatten(0, (len(x), -1))
+        beta = (beta * self.strength_scale).unflatten(0, (len(x), -1))
+        inputs = tuple(y[:, lead:] for y in projected)
+        before: list[Tensor] = []
+        if self.has_convs:
+            row_start = first[:, None, None]
+            for y, tail in zip_longest(projected, tails):
+                outside = 0 if tail is None else tail.to(y.dtype)
+                before.append(torch.where(row_start, outside, y[:, :lead]))
+        tokens = Read(inputs, beta, decay)
+        tokens = tokens if mask is None else tokens.masked(mask)
+        result = delta_rule(
+            *self._enter(tokens, tuple(before)),
+            initial_state=entering,
+            normalize_qk=self.normalize_qk,
+            positions=positions,
+            backend=self.backend,
+        )
+        taps = tuple(map(Tapped, inputs)) if self.has_convs else ()
+        convs = ConvInputs(taps, tuple(before), self.conv_size)
+        return DeltaRuleLayerTrail(result, convs).at(positions)
 
     def _enter(
-        self, tokens: _Read, tails: tuple[Tensor, ...]
+        self, tokens: Read, tails: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What enters the recurrence: q, k, v ``[R, t, H, width]``, beta, log-decay."""
         q, k, v = self.convolve(tokens.inputs, tails)

@@ -19,10 +19,10 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from refine_kernels.gated_norm import GateActivation, gated_norm, rms_norm
-from refine_kernels.host import known_on_host, on_host
 from refine_kernels.swiglu import swiglu
 from refine_pl.backbones.base import (
     FastWeightLM,
@@ -30,12 +30,15 @@ from refine_pl.backbones.base import (
     LayerState,
     LayerTrail,
     LMOutput,
+    OpenPass,
     State,
     StateTrail,
     TokenLayout,
+    layout_of,
 )
 from refine_pl.backbones.head import VocabHead
 from refine_pl.backbones.options import ModelOptions
+from refine_pl.backbones.replay import ReplayedPass
 from refine_pl.errors import ConfigError
 
 O = TypeVar("O", bound=ModelOptions)
@@ -294,6 +297,13 @@ class StackedLM(FastWeightLM):
         """The configuration fields under their published names, ``model_type`` among them."""
         return self.options.config()
 
+    def open_pass(self, tokens: Tensor, num_tokens: Tensor) -> OpenPass:
+        """See :class:`FastWeightLM`; blocks that run twice run the second time with the forks."""
+        # Gathering weights in the middle of a backward pass is FSDP2's own work.
+        if self.activation_checkpointing and not isinstance(self, FSDPModule):
+            return ReplayedPass(self, tokens, num_tokens)
+        return super().open_pass(tokens, num_tokens)
+
     def forward(
         self,
         tokens: Tensor,
@@ -304,10 +314,11 @@ class StackedLM(FastWeightLM):
         keep_trail: bool = False,
     ) -> LMOutput:
         """Read tokens; see :meth:`FastWeightLM.forward`."""
-        layout, flat = _layout(tokens, num_tokens, forks)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
+        lean = self.activation_checkpointing and not torch.is_grad_enabled()
+        layout, flat = layout_of(tokens, num_tokens, forks, lean)
         x = self.embeddings(flat)
         states, trails = [], []
-        again = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.model.layers):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
             before = None if state is None else state.layers[i]
@@ -324,24 +335,3 @@ class StackedLM(FastWeightLM):
             fork_hidden=fork,
             trail=StateTrail(tuple(trails), num_before) if keep_trail else None,
         )
-
-
-def _layout(
-    tokens: Tensor, num_tokens: Tensor | None, forks: Forks | None
-) -> tuple[TokenLayout, Tensor]:
-    """The layout of a forward, and its tokens in one flat row ``[M]``."""
-    batch, length = tokens.shape
-    mask = None
-    if num_tokens is None:
-        num_tokens = torch.full((batch,), length, dtype=torch.int64, device=tokens.device)
-        known_on_host(num_tokens, torch.full((batch,), length, dtype=torch.int64))
-    elif bool((on_host(num_tokens) < length).any()):
-        mask = torch.arange(length, device=tokens.device) < num_tokens[:, None]
-        tokens = tokens.masked_fill(~mask, 0)  # padding may hold any number
-    flat = tokens.flatten()
-    if forks is not None:
-        fork_tokens = forks.tokens.masked_fill(~forks.valid[:, :, None, None], 0)
-        flat = torch.cat([flat, fork_tokens.flatten()])
-    layout = TokenLayout(batch, length, num_tokens, mask, forks)
-    known_on_host(layout.ends, on_host(num_tokens)[:, None])
-    return layout, flat

@@ -53,9 +53,9 @@ class Model:
 
     @property
     def trail_bytes_per_token(self) -> float:
-        """Of the torch backend: float32 states every 64 tokens, and what each token wrote."""
+        """Of recomputed activations: the mixers' inputs in bfloat16, float32 states every 512."""
         width = self.hidden_size // self.heads
-        return self.layers * 4 * self.hidden_size * (width / 64 + 1)
+        return self.layers * self.hidden_size * (2 + 4 * width / 512)
 
 
 MODELS = (Model("1.3B", 2048, 24, 16), Model("7B", 4096, 32, 32))

@@ -75,14 +75,12 @@ class Forked(RolloutGenerator):
         self, policy: FastWeightLM, reading: Reading, positions: Positions, tokens: Tensor
     ) -> Tensor:
         """Hidden states of rollouts after a pass; see :class:`RolloutGenerator`."""
-        copies, length = tokens.shape[2:]
-        before = _before(reading.hidden, positions, copies)
-        state = reading.fork(positions.index, copies)
-        if length == 1:  # nothing is predicted from the last token
-            return before
-        read = tokens[..., :-1]
-        hidden = policy(read.flatten(0, 2), state=state).hidden
-        return torch.cat([before, hidden.view(*read.shape, -1)], 3)
+        forks = None
+        if tokens.shape[3] > 1:  # nothing is predicted from the last token
+            forks = Forks(positions.index, tokens[..., :-1], positions.valid)
+        hidden = reading.follow(forks)
+        before = _before(reading.hidden, positions, tokens.shape[2])
+        return before if hidden is None else torch.cat([before, hidden], 3)
 
 
 def _before(hidden: Tensor, positions: Positions, copies: int) -> Tensor:
