@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from refine_pl.data.loader import BatchKey, BatchOrder, ResumableLoader, TokenSequence
     from refine_pl.data.mixture import Mixture
     from refine_pl.data.stage_data import StageData
+    from refine_pl.data.streaming import StreamedText
     from refine_pl.data.task_data import TaskData
     from refine_pl.data.tasks import MultiDocumentQA, NeedleInAHaystack, RowFiles, TaskSource
     from refine_pl.data.text import TextData
@@ -35,6 +36,7 @@ __all__ = [
     "RowFiles",
     "StageData",
     "StandardLibrary",
+    "StreamedText",
     "TaskData",
     "TaskSource",
     "TextData",
@@ -47,6 +49,7 @@ _HOMES = {
     "mixture": "Mixture",
     "loader": "BatchKey BatchOrder ResumableLoader TokenSequence",
     "stage_data": "StageData",
+    "streaming": "StreamedText",
     "task_data": "TaskData",
     "tasks": "MultiDocumentQA NeedleInAHaystack RowFiles TaskSource",
     "text": "TextData",

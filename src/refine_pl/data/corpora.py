@@ -57,6 +57,18 @@ class Corpus(RowReader, ABC):
         """
         return self.counted(self.read, "document")
 
+    def stream(self, row: int = 0) -> Iterator[tuple[int, str, str]]:
+        """Yield ``(next row, name, text)`` from a row on, for reading on from there later.
+
+        Here rows are documents, and those before are read again, which is quick beside tokenizing.
+
+        Args:
+            row: 0, or a next row that was given before.
+        """
+        for number, (name, text) in enumerate(self.documents(), start=1):
+            if number > row:
+                yield number, name, text
+
     def content_hash(self, memo_dir: Path | None = None) -> str:
         """A digest of all that decides what :meth:`documents` yields; costs one reading.
 
@@ -126,6 +138,8 @@ class HubDataset(Corpus):
         subset: the dataset's configuration, for datasets that have several.
         revision: branch, tag or commit on the hub.
         data_files: files or patterns inside ``name``, when only some are wanted.
+        streaming: read rows while they are downloaded, for
+            :class:`~refine_pl.data.StreamedText`; there is no local copy.
         on_bad_row: ``error`` stops at a row without usable text; ``skip`` leaves it out and counts.
     """
 
@@ -135,6 +149,7 @@ class HubDataset(Corpus):
     subset: str | None = None
     revision: str | None = None
     data_files: str | list[str] | None = None
+    streaming: bool = False
     on_bad_row: OnBadRow = "error"
 
     def __post_init__(self) -> None:
@@ -149,7 +164,26 @@ class HubDataset(Corpus):
         """Yield documents named ``dataset/split:row``, rows counted from 0."""
         return self.usable(self._records(), self._document)
 
+    def stream(self, row: int = 0) -> Iterator[tuple[int, str, str]]:
+        """As for every corpus; rows are those of the dataset, and those before are skipped."""
+        if not self.streaming:
+            yield from super().stream(row)
+            return
+        self.skipped_rows, self.first_skipped = 0, None
+        numbered = self.usable(self._streamed(row), lambda record: (record, self._document(record)))
+        for record, (name, text) in numbered:
+            yield record.number + 1, name, text
+
+    def _streamed(self, row: int = 0) -> Iterator[FileRecord]:
+        label, rows = self.label, self._load()
+        for number, values in enumerate(rows.skip(row) if row else rows, start=row):
+            where = f"{label}, row {number}"
+            yield FileRecord(label, where, number, values, list(values), of_all=True)
+
     def _records(self) -> Iterator[FileRecord]:
+        if self.streaming:
+            yield from self._streamed()
+            return
         dataset = self._load()
         columns, label = dataset.column_names, self.label
         wanted = [self.text_column] if self.text_column in columns else columns
@@ -174,6 +208,7 @@ class HubDataset(Corpus):
                 split=self.split,
                 revision=self.revision,
                 data_files=self.data_files,
+                streaming=self.streaming,
             )
         except DataError:
             raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from refine_pl.data.streaming import StreamLoader
 from refine_pl.errors import CheckpointError, ConfigError, check_choice
 from refine_pl.tokenizers import Tokenizer
 
@@ -98,6 +99,12 @@ class StageData(LightningDataModule):
             )
         used = dict(self._plan)
         loaders = {name: s.train_dataloader() for name, s in self.sources.items() if name in used}
+        if endless := [name for name, each in loaders.items() if isinstance(each, StreamLoader)]:
+            raise ConfigError(
+                f"the source {endless[0]!r} is a stream, whose batches cannot be counted",
+                where="data.sources",
+                allowed="data with epochs: refine_pl.data.TextData, refine_pl.data.TaskData",
+            )
         return PlannedLoader(loaders, self._plan)
 
     def val_dataloader(self) -> list[Any]:
