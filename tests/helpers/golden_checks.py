@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from refine_pl.backbones.pretrained import class_fields
+from refine_pl.evaluation.generation import continue_prompts, greedy
+from refine_pl.records import Batch
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
@@ -27,14 +30,7 @@ def relative(got, expected):
 def check(policy, name):
     """Hidden states, logits, loss and all gradients; returns how many gradients there were."""
     expected = load_file(FOLDER / name / "expected.safetensors")
-    tokens = expected["input_ids"]
-    hidden = policy(tokens).hidden
-    assert relative(hidden, expected["last_hidden"]) < 1e-5
-    logits = policy.head(hidden.flatten(0, 1), logits=True).logits
-    assert relative(logits.view_as(expected["logits"]), expected["logits"]) < 1e-5
-    stats = policy.head(hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    loss = -stats.logprob.mean()
-    assert relative(loss, expected["loss"]) < 1e-5
+    loss = check_outputs(policy, expected)
     policy.zero_grad()
     loss.backward()
     compared = 0
@@ -43,3 +39,27 @@ def check(policy, name):
         compared += 1
     assert compared == len([key for key in expected if key.startswith("grad/")])
     return compared
+
+
+def check_outputs(policy, expected):
+    """Hidden states, logits and the loss, which is returned."""
+    tokens = expected["input_ids"]
+    hidden = policy(tokens).hidden
+    assert relative(hidden, expected["last_hidden"]) < 1e-5
+    logits = policy.head(hidden.flatten(0, 1), logits=True).logits
+    assert relative(logits.view_as(expected["logits"]), expected["logits"]) < 1e-5
+    stats = policy.head(hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss = -stats.logprob.mean()
+    assert relative(loss, expected["loss"]) < 1e-5
+    return loss
+
+
+def check_greedy(policy, name):
+    """The greedy continuation of the first 33 tokens, decoded from states; how many there were."""
+    expected = load_file(FOLDER / name / "expected.safetensors")
+    tokens, wanted = expected["input_ids"][:, :33], expected["greedy_from_33"]
+    prompts = Batch(tokens, torch.tensor([33] * len(tokens)), tuple(range(len(tokens))))
+    budgets = torch.tensor([wanted.shape[1]] * len(tokens))
+    made = continue_prompts(policy, prompts, budgets, eos_token_id=None, choose=greedy)
+    assert torch.equal(made.tokens, wanted)
+    return made.tokens.numel()

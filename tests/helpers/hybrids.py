@@ -3,8 +3,23 @@
 import tiny
 import torch
 
-from refine_pl.backbones import DeltaNet, GatedDeltaNet
+from refine_pl.backbones import DeltaNet, GatedDeltaNet, OlmoHybrid, Qwen35
 
+SIZES = {
+    "vocab_size": 23,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "initializer_range": 0.3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 6,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "pad_token_id": None,
+}
 ATTENTION = {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True}
 
 
@@ -23,13 +38,29 @@ def gated_delta_net(dtype=torch.float64, **options):
     return _lively(GatedDeltaNet(**tiny.SMALL | fields | options), dtype)
 
 
+def qwen35(dtype=torch.float64, seed=0, **options):
+    torch.manual_seed(seed)
+    rope = {"rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    return _lively(Qwen35(**SIZES | {"head_dim": 8, "rope_parameters": rope} | options), dtype)
+
+
+def olmo_hybrid(dtype=torch.float64, seed=0, **options):
+    torch.manual_seed(seed)
+    return _lively(OlmoHybrid(**SIZES | {"rope_parameters": {"rope_theta": 50.0}} | options), dtype)
+
+
 def _lively(policy, dtype):
     """Fresh norms and biases are ones and zeros: what depends on them would not be seen."""
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            if name.endswith(("norm.weight", "bias", "layernorm.weight")):
+            if "norm" in name or name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return policy.to(dtype)
 
 
-MODELS = {"DeltaNet": delta_net, "GatedDeltaNet": gated_delta_net}
+MODELS = {
+    "DeltaNet": delta_net,
+    "GatedDeltaNet": gated_delta_net,
+    "Qwen35": qwen35,
+    "OlmoHybrid": olmo_hybrid,
+}

@@ -1,5 +1,6 @@
 """One update of a small model of every kind, in float64."""
 
+import hybrids
 import tiny
 import torch
 
@@ -24,7 +25,13 @@ def gated_delta_net(seed=0, **options):
     return GatedDeltaNet(**tiny.SMALL | {"head_dim": 8} | options).double()
 
 
-MODELS = {"DeltaNet": tiny.delta_net, "GatedDeltaNet": gated_delta_net, "LaCT": tiny.lact}
+MODELS = {
+    "DeltaNet": tiny.delta_net,
+    "GatedDeltaNet": gated_delta_net,
+    "LaCT": tiny.lact,
+    "Qwen35": hybrids.qwen35,
+    "OlmoHybrid": hybrids.olmo_hybrid,
+}
 
 
 def update(kind, policy, batch, *, plan=(3, 2, 4), weights=WEIGHTS, microbatch=2, **parts):

@@ -6,13 +6,17 @@ import pytest
 import tiny
 import torch
 
+from refine_pl.backbones.attention_layer import AttentionMixer
+
 # Around the borders of the recurrence's chunks (64 tokens), around 0, and at the end.
 POSITIONS = [[1, 2, 63, 64, 65, 130], [3, 4, 62, 66, 100, 127]]
 LENGTHS = [140, 131]
 
 
 @pytest.mark.parametrize("name", hybrids.MODELS)
-@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"activation_checkpointing": True, "tie_word_embeddings": True}], ids=str
+)
 def test_forks_equal_recomputation(name, options):
     policy = hybrids.MODELS[name](**options)
     assert fork_checks.check_replay(policy, LENGTHS, POSITIONS, copies=2) > 40
@@ -41,8 +45,7 @@ def test_long_continuations_of_forks_share_the_prefix(name):
     with torch.no_grad():
         state = policy(tokens, keep_trail=True).trail.at(torch.tensor([[33, 20]])).fork(2)
         output = policy(more, state=state)
-    layer = output.state.layers[policy.options.layer_kinds.index(attention_kind(policy))]
-    before = state.layers[policy.options.layer_kinds.index(attention_kind(policy))]
+    layer, before = (each.layers[attention(policy)] for each in (output.state, state))
     assert layer.seen.keys.data_ptr() == before.seen.keys.data_ptr()
     for row, end in enumerate((33, 33, 20, 20)):
         whole = torch.cat([tokens[:, :end], more[row : row + 1]], 1)
@@ -50,15 +53,16 @@ def test_long_continuations_of_forks_share_the_prefix(name):
         torch.testing.assert_close(output.hidden[row], expected, rtol=1e-9, atol=1e-10)
 
 
-def attention_kind(policy):
-    """The kind of the last layer of attention: over everything before."""
-    return [kind for kind in policy.options.layer_kinds if "attention" in kind][-1]
+def attention(policy):
+    """The number of the last layer of attention: over everything before."""
+    mixers = [block.mixer for block in policy.model.layers]
+    return max(i for i, mixer in enumerate(mixers) if isinstance(mixer, AttentionMixer))
 
 
 @pytest.mark.parametrize("name", hybrids.MODELS)
 def test_forks_hold_the_keys_of_a_prefix_once(name):
     policy = hybrids.MODELS[name](torch.float32)
-    index = policy.options.layer_kinds.index(attention_kind(policy))
+    index = attention(policy)
     sizes = {}
     with torch.no_grad():
         for length in (32, 64):

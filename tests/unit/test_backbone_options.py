@@ -7,12 +7,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from refine_pl.backbones import DeltaNet, GatedDeltaNet, LaCT
+from refine_pl.backbones import (
+    DeltaNet,
+    GatedDeltaNet,
+    LaCT,
+    OlmoHybrid,
+    Qwen35,
+    Qwen35Multimodal,
+)
 from refine_pl.backbones.pretrained import build, class_fields
 from refine_pl.errors import CheckpointError, ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "backbones"
-PAGES = {"delta_net": DeltaNet, "gated_delta_net": GatedDeltaNet, "lact": LaCT}
+PAGES = {
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
+    "lact": LaCT,
+    "qwen3_5": Qwen35,
+    "olmo_hybrid": OlmoHybrid,
+}
+CLASSES = [*PAGES.values(), Qwen35Multimodal]
 
 
 def said_defaults(text):
@@ -46,7 +60,7 @@ def test_the_page_says_the_defaults(page):
     }
 
 
-@pytest.mark.parametrize("cls", PAGES.values())
+@pytest.mark.parametrize("cls", CLASSES)
 def test_every_field_is_described(cls):
     options = cls.options_class
     described = "".join(inspect.getdoc(c) for c in options.__mro__[:-1])
@@ -57,17 +71,34 @@ def test_every_field_is_described(cls):
     assert not {*options.fixed, *options.without_effect} & {*fields}
 
 
-@pytest.mark.parametrize("cls", PAGES.values())
+@pytest.mark.parametrize("cls", CLASSES)
 def test_fields_without_effect_are_kept_for_the_export(cls):
-    config = cls(vocab_size=8, hidden_size=32, num_hidden_layers=1, **heads(cls)).config()
+    config = cls(vocab_size=8, hidden_size=32, **heads(cls)).config()
     assert "idle" not in class_fields(config, "here")
-    changed = config | {"fuse_norm": False, "use_cache": False}
-    assert class_fields(changed, "here")["idle"] == {"fuse_norm": False, "use_cache": False}
-    assert build(changed, "here").config() == changed
+    text = config.get("text_config", config)
+    idle = {
+        name: not value
+        for name, value in cls.options_class.without_effect.items()
+        if isinstance(value, bool)
+    }
+    if cls.options_class.kept:
+        idle["mtp_num_hidden_layers"] = 1
+    text |= idle
+    assert class_fields(config, "here")["idle"] == idle
+    assert build(config, "here").config() == config
 
 
 def heads(cls):
-    return {"num_attn_heads": 2, "num_lact_heads": 2} if cls is LaCT else {"num_heads": 2}
+    if issubclass(cls, Qwen35 | OlmoHybrid):
+        return {
+            "num_hidden_layers": 2,
+            "intermediate_size": 8,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "pad_token_id": None,
+        }
+    heads = {"num_attn_heads": 2, "num_lact_heads": 2} if cls is LaCT else {"num_heads": 2}
+    return heads | {"num_hidden_layers": 1}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +119,83 @@ def test_what_would_be_wrong_is_refused(options, message):
     with pytest.raises(ConfigError) as caught:
         DeltaNet.options_class(hidden_size=32, **{"num_heads": 2} | options)
     assert message in str(caught.value)
+
+
+HYBRID = {
+    "hidden_size": 32,
+    "vocab_size": 8,
+    "num_hidden_layers": 2,
+    "intermediate_size": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": None,
+}
+LINEAR, FULL = "linear_attention", "full_attention"
+
+
+@pytest.mark.parametrize("cls", [Qwen35, OlmoHybrid, Qwen35Multimodal])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer_types": [LINEAR, "sliding_attention"]}, "layer 1 is 'sliding_attention'"),
+        ({"layer_types": ["mamba", FULL]}, "layer 0 is 'mamba', which is not known"),
+        ({"layer_types": [LINEAR, FULL, FULL]}, "layer_types names 3 layers"),
+        ({"layer_types": [LINEAR, 3]}, "layer_types=['linear_attention', 3] is a list"),
+        ({"num_attention_heads": 3}, "num_attention_heads 3 is not a multiple"),
+        ({"linear_num_key_heads": 3, "linear_num_value_heads": 4}, "linear_num_value_heads 4"),
+        ({"pad_token_id": 8}, "pad_token_id 8 is not one of 8 tokens"),
+        ({"attention_bias": 1}, "attention_bias=1 is a number"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' is a text"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ({"rope_parameters": {"rope_thetta": 3.0}}, "did you mean rope_theta?"),
+        ({"rope_parameters": {"rope_theta": -3.0}}, "rope_theta=-3.0 is not above 0"),
+        ({"rope_parameters": {"rope_theta": "3"}}, "rope_parameters.rope_theta='3' is a text"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor=None"),
+        ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": [3]}, "rope_parameters=[3] is a list"),
+        ({"idle": {"frobnicate": 3}}, "frobnicate is not a published field"),
+    ],
+    ids=str,
+)
+def test_hybrids_that_would_be_wrong_are_refused(cls, options, message):
+    fine = cls.options_class(**HYBRID)
+    assert fine.layer_kinds[0] == LINEAR
+    with pytest.raises(ConfigError) as caught:
+        cls.options_class(**HYBRID | options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"attn_output_gate": False}, "attn_output_gate=False is not supported"),
+        ({"mlp_only_layers": [1]}, "mlp_only_layers=[1] is not supported"),
+        ({"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype='bfloat16' is not supported"),
+        ({"num_experts": 4}, "num_experts=4"),
+        ({"rope_scaling": "linear"}, "rope_parameters='linear' is a text"),
+        ({"sliding_window": 12}, "sliding_window=12"),
+    ],
+    ids=str,
+)
+def test_what_a_file_says_of_a_hybrid(fields, message):
+    config = Qwen35(**HYBRID).config()
+    assert build(config, "here").config() == config
+    with pytest.raises(CheckpointError) as caught:
+        build(config | fields, "here")
+    assert message in str(caught.value)
+    outside = Qwen35Multimodal(**HYBRID, around={"vision_config": {}}).config()
+    outside["text_config"] |= fields
+    with pytest.raises(CheckpointError) as caught:
+        build(outside, "here")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, [], "qwen3_5_text"], ids=str)
+def test_a_multimodal_model_without_a_text_model(text):
+    with pytest.raises(CheckpointError, match="text_config"):
+        build({"model_type": "qwen3_5", "text_config": text}, "here")
 
 
 @pytest.mark.parametrize(

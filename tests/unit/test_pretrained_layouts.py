@@ -14,6 +14,9 @@ from refine_pl.backbones import (
     DeltaNet,
     GatedDeltaNet,
     LaCT,
+    OlmoHybrid,
+    Qwen35,
+    Qwen35Multimodal,
     load_pretrained,
     save_pretrained,
 )
@@ -22,10 +25,23 @@ from refine_pl.errors import CheckpointError, ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"vocab_size": 31, "hidden_size": 32, "num_hidden_layers": 2}
+HYBRID = {
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 6,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 FAMILIES = {
     "delta_net": (DeltaNet, {"num_heads": 2}),
     "gated_deltanet": (GatedDeltaNet, {"num_heads": 2, "num_v_heads": 4, "head_dim": 8}),
     "lact_swiglu": (LaCT, {"num_attn_heads": 4, "num_lact_heads": 2, "lact_chunk_size": 8}),
+    "qwen3_5_text": (Qwen35, HYBRID | {"head_dim": 16}),
+    "qwen3_5": (Qwen35Multimodal, HYBRID | {"head_dim": 16}),
+    "olmo_hybrid": (OlmoHybrid, HYBRID | {"pad_token_id": None}),
 }
 
 
@@ -70,7 +86,7 @@ def test_bit_equal(kind, tied, tmp_path):
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != tied
     again = load_pretrained(str(tmp_path))
     assert again.config() == policy.config()
-    assert (again.lm_head.weight is again.model.embeddings.weight) == tied
+    assert (again.lm_head.weight is again.embeddings.weight) == tied
     ours, theirs = policy.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -12,7 +12,7 @@ Letters: ``B`` sequences, ``T`` tokens, ``S`` positions per sequence, ``N`` fork
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -246,6 +246,13 @@ class OpenPass(ABC):
             The forks' hidden states ``[B, S, N, L, D]``, and what was made: differentiable through
             the whole model only now.
         """
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a published configuration, the fields of the language model; there may be other parts."""
+    part = config.get("text_config", config)
+    assert isinstance(part, Mapping)
+    return part
 
 
 class FastWeightLM(nn.Module, ABC):

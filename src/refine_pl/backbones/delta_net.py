@@ -12,12 +12,8 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from refine_pl.backbones.delta_rule_layer import (
-    DeltaRuleLM,
-    DeltaRuleMixer,
-    DeltaRuleOptions,
-    DeltaRuleShape,
-)
+from refine_pl.backbones.delta_rule_layer import DeltaRuleLM, DeltaRuleMixer
+from refine_pl.backbones.delta_rule_options import DeltaRuleOptions, DeltaRuleShape
 from refine_pl.backbones.options import whole
 
 

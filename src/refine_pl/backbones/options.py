@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_type_hints
 
@@ -17,7 +18,7 @@ from refine_pl.backbones.option_values import MOST, check_value, same
 from refine_pl.errors import ConfigError, did_you_mean
 
 # Options of this project's own: they are not written to config.json.
-_UNPUBLISHED = ("activation_checkpointing", "backend", "idle", "precision")
+_UNPUBLISHED = ("activation_checkpointing", "around", "backend", "idle", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,11 @@ class ModelOptions(ABC):
     Subclasses add fields, under their published names, and set the class attributes: ``model_type``
     and ``architecture``, as published; ``fixed``, published fields of which only the first of the
     given values is meant, and why; ``without_effect``, published fields that change nothing here,
-    with their published defaults; ``unused_weights``, a pattern of weights that are left out;
-    ``most``, the largest value of a number where that is not the usual one.
+    with their published defaults; ``kept``, published fields that are kept for the export where
+    they are given, with the values that change nothing here (None: any); ``most``, the largest
+    value of a number where that is not the usual one. Of stored weights: ``unused_weights``, a
+    pattern of those that are left out; ``carried``, of those of other parts, which the export has
+    again; ``renamed``, patterns of names and what they become.
 
     Args:
         vocab_size: number of tokens.
@@ -57,7 +61,10 @@ class ModelOptions(ABC):
         "hidden_act": (("swish", "silu"), "the MLP is a SwiGLU"),
     }
     without_effect: ClassVar[dict[str, Any]] = {"use_cache": True}
+    kept: ClassVar[dict[str, tuple[object, ...] | None]] = {}
     unused_weights: ClassVar[str | None] = None
+    carried: ClassVar[str | None] = None
+    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
     # What is far beyond every use is a slip, and must not end as an overflow or a full memory.
     most: ClassVar[dict[str, float]] = {
         "num_hidden_layers": 2**10,
@@ -82,6 +89,11 @@ class ModelOptions(ABC):
         for name in (field.name for field in fields(self)):
             check_value(name, getattr(self, name), hints[name], self.most.get(name, MOST))
         for name, value in (self.idle or {}).items():
+            if name in self.kept:
+                allowed = self.kept[name]
+                if allowed is not None:
+                    require(name, value, allowed, "it would change what is computed")
+                continue
             if name not in self.without_effect:
                 raise ConfigError(
                     f"{name} is not a published field without effect",
@@ -102,9 +114,19 @@ class ModelOptions(ABC):
         """Of the blocks' norms."""
 
     @property
+    def untrained_token(self) -> int | None:
+        """Whose embedding gets no gradient where it is read."""
+        return None
+
+    @property
     def layer_kinds(self) -> tuple[str, ...]:
         """What each block is; blocks of one kind have the same parameters."""
         return ("block",) * self.num_hidden_layers
+
+    @classmethod
+    def unfolded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A published configuration whose fields are those of this class."""
+        return dict(config)
 
     def config(self) -> dict[str, Any]:
         """The fields under their published names, ``model_type`` among them; plain values."""

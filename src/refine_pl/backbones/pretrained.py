@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +20,19 @@ from refine_pl.backbones.base import FastWeightLM
 from refine_pl.backbones.common_fields import NO_EFFECT, OFF, check_language_model, is_off
 from refine_pl.backbones.options import require
 from refine_pl.backbones.stack import MODELS, StackedLM
-from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights, some
+from refine_pl.backbones.stored_names import some, sort_weights
+from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, read_weights
 from refine_pl.checksums import write_checksums
 from refine_pl.errors import CheckpointError, ConfigError, did_you_mean
 from refine_pl.whole_files import filled_folder
+
+_EXPERTS = "a mixture of experts"
+_MAMBA = "a hybrid of another recurrence than the delta rule"
+# Hybrids that people may well try.
+NOT_YET = {
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear"), _EXPERTS),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "jamba", "nemotron_h"), _MAMBA),
+}
 
 
 def load_pretrained(
@@ -57,15 +65,8 @@ def load_pretrained(
     own: dict[str, Any] = {"backend": backend} if "backend" in hints else {}
     own["activation_checkpointing"] = activation_checkpointing
     policy = build(config, folder / CONFIG, **own)
-    weights = {name: tensor.float() for name, tensor in read_weights(folder).items()}
-    pattern = cls.options_class.unused_weights
-    unused = [name for name in weights if pattern and re.fullmatch(pattern, name)]
-    if unused:
-        warnings.warn(
-            f"{folder}: left out {some(unused)}, which no version of the model uses", stacklevel=2
-        )
-    for name in unused:
-        del weights[name]
+    weights, policy.carried = sort_weights(cls.options_class, read_weights(folder), folder)
+    weights = policy.fitted(weights)
     if policy.tied:
         _tie(weights, f"model.{cls.embeddings_name}.weight", folder)
     load_weights(policy, weights, folder).requires_grad_(True)
@@ -155,6 +156,8 @@ def save_pretrained(
         del weights["lm_head.weight"]
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     config = {**policy.config(), "torch_dtype": dtype}
+    if isinstance(policy, StackedLM):
+        weights = policy.published(weights) | policy.carried
     with filled_folder(folder, last=CONFIG) as scratch:
         save_torch_state_dict(weights, scratch)
         if beside is not None:
@@ -171,6 +174,12 @@ def model_class(config: Mapping[str, Any], where: Path | str) -> Any:
         CheckpointError: there is none.
     """
     kind = config.get("model_type")
+    if isinstance(kind, str) and kind in NOT_YET:
+        raise CheckpointError(
+            f"model_type {kind!r} is {NOT_YET[kind]}, which is not supported yet",
+            where=str(where),
+            allowed=", ".join(sorted(MODELS)),
+        )
     if not isinstance(kind, str) or kind not in MODELS:
         raise CheckpointError(
             f"model_type {kind!r:.60} is not a fast-weight model that is known here",
@@ -190,6 +199,7 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
     """
     cls = model_class(config, where)
     options = cls.options_class
+    config = options.unfolded(config)
     known = inspect.signature(options).parameters
     given: dict[str, Any] = {}
     idle: dict[str, Any] = {}
@@ -204,11 +214,13 @@ def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]
         elif name in options.without_effect:
             if value != options.without_effect[name]:
                 idle[name] = value
+        elif name in options.kept:
+            idle[name] = value
         elif name not in NO_EFFECT | OFF:
             (off if is_off(value) else unknown).append(name)  # what was never on changes nothing
     if unknown:
         listed = ", ".join(f"{name}={config[name]!r:.60}" for name in unknown)
-        published = {*known, *options.fixed, *options.without_effect}
+        published = {*known, *options.fixed, *options.without_effect, *options.kept}
         raise CheckpointError(
             f"{cls.__name__} does not know {listed}, which may change what it computes",
             where=str(where),

@@ -39,6 +39,7 @@ from refine_pl.backbones.base import (
 from refine_pl.backbones.head import VocabHead
 from refine_pl.backbones.options import ModelOptions
 from refine_pl.backbones.replay import ReplayedPass
+from refine_pl.backbones.stored_names import Carried
 from refine_pl.errors import ConfigError
 
 O = TypeVar("O", bound=ModelOptions)
@@ -179,7 +180,8 @@ class _Trunk(nn.Module):
 
     def __init__(self, layers: list[Block], embeddings: str, options: ModelOptions) -> None:
         super().__init__()
-        self.add_module(embeddings, nn.Embedding(options.vocab_size, options.hidden_size))
+        sizes = options.vocab_size, options.hidden_size
+        self.add_module(embeddings, nn.Embedding(*sizes, padding_idx=options.untrained_token))
         self.layers = nn.ModuleList(layers)
         self.norm = layers[0].form.norm(options.hidden_size, options.norm_eps)
 
@@ -236,11 +238,15 @@ class StackedLM(FastWeightLM):
             def __init__(self, **fields: Any) -> None:
                 super().__init__(MyOptions(**fields), MyMixer)
 
-    A model of unlike layers has a :meth:`make_block` of its own.
+    A model of unlike layers has a :meth:`make_block` of its own, and needs no ``make_mixer``.
 
     Args:
         options: of the model.
         make_mixer: called with the options once for each layer.
+
+    Attributes:
+        carried: weights of the checkpoint that belong to no part of this model, such as a vision
+            tower's, under their published names and as they were stored: for the export.
     """
 
     options_class: ClassVar[type[ModelOptions]]
@@ -252,10 +258,11 @@ class StackedLM(FastWeightLM):
             cls.__signature__ = inspect.signature(cls.options_class)  # type: ignore[attr-defined]
             MODELS[cls.options_class.model_type] = cls
 
-    def __init__(self, options: O, make_mixer: Callable[[O], Mixer]) -> None:
+    def __init__(self, options: O, make_mixer: Callable[[O], Mixer] | None = None) -> None:
         super().__init__()
         self.options: ModelOptions = options
-        self._make_mixer = partial(make_mixer, options)
+        self._make_mixer = None if make_mixer is None else partial(make_mixer, options)
+        self.carried = Carried()
         self.vocab_size, self.hidden_size = int(options.vocab_size), int(options.hidden_size)
         self.activation_checkpointing = options.activation_checkpointing
         _check_memory(options, self.make_block)
@@ -269,7 +276,16 @@ class StackedLM(FastWeightLM):
 
     def make_block(self, layer: int) -> Block:
         """A fresh block for the layer of this number."""
+        assert self._make_mixer is not None, "a model without a mixer has a make_block of its own"
         return Block(self._make_mixer(), self.options)
+
+    def fitted(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights as they are stored, but for renaming, to those of this model."""
+        return weights
+
+    def published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this model as published checkpoints have them."""
+        return weights
 
     @property
     def embeddings(self) -> nn.Embedding:

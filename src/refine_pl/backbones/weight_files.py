@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refine_pl.backbones.stored_names import some
 from refine_pl.errors import CheckpointError, download_command
 from refine_pl.numbers import check_finite_weights
 from refine_pl.parsing import parse_json
@@ -157,12 +158,6 @@ def weights_hash(policy: nn.Module) -> str:
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().float().cpu().contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()
-
-
-def some(names: list[str], limit: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def not_the_content(path: Path) -> tuple[str, str] | None:

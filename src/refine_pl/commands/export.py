@@ -14,6 +14,7 @@ from torch import Tensor
 from refine_pl.adapters import Attached, adapter_of, merged, restored, save_adapter
 from refine_pl.backbones import FastWeightLM
 from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
+from refine_pl.backbones.stored_names import Carried
 from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
 from refine_pl.errors import CheckpointError
@@ -120,9 +121,11 @@ def _read(ckpt_path: str, base: str | None = None) -> tuple[FastWeightLM, Attach
     weights = _weights(checkpoint, Path(ckpt_path))
     check_finite_weights(weights.items(), ckpt_path, "an earlier checkpoint")
     saved = adapter_of(checkpoint["refine_pl"])
-    if saved is None:
-        return load_weights(build(config, ckpt_path), weights, ckpt_path), None
-    return restored(config, saved, weights, ckpt_path, base)
+    if saved is not None:
+        return restored(config, saved, weights, ckpt_path, base)
+    policy = load_weights(build(config, ckpt_path), weights, ckpt_path)
+    policy.carried = Carried(checkpoint["refine_pl"].get("carried", {}))
+    return policy, None
 
 
 def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from refine_pl.backbones.base import FastWeightLM, State
+from refine_pl.backbones.base import FastWeightLM, State, text_part
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
 from refine_pl.rollouts.sampling import sample_tokens
@@ -98,7 +98,7 @@ def continue_prompts(
     """
     if bool((prompts.num_tokens < 1).any()):
         raise ValueError("a prompt has no tokens: there is nothing to continue")
-    listed = policy.config().get("eos_token_id")
+    listed = text_part(policy.config()).get("eos_token_id")
     ends = {eos_token_id, *(listed if isinstance(listed, list) else ())}
 
     def add(row: _Row, token: int, logprob: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refine_pl.backbones.base import text_part
 from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.faults import blame, checked_advantages
 from refine_pl.records import RolloutPlan
@@ -127,11 +128,14 @@ def long_text_note(model: str, config: Mapping[str, Any], lengths: Iterable[obje
 
     Args:
         model: its class.
-        config: its configuration; a model without ``rope_theta`` has no positions to leave.
+        config: its configuration; a model without rotations has no positions to leave.
         lengths: of the texts, tokens; what is not a number is skipped.
     """
     longest = max((length for length in lengths if isinstance(length, int)), default=0)
-    if "rope_theta" not in config or longest <= config["max_position_embeddings"]:
+    config = text_part(config)
+    rope = config.get("rope_parameters", {"rope_theta": None}) or {}
+    rotates = "rope_theta" in config or rope.get("rope_theta", 0) is not None
+    if not rotates or longest <= config["max_position_embeddings"]:
         return None
     return (
         f"note: texts of up to {longest:,} tokens, and the positions of this {model} are said to "

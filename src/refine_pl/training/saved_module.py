@@ -78,6 +78,9 @@ class SavedModule(MeasuredModule):
         """
         self.check_saved_weights()
         state: dict[str, Any] = {**self.counters.state_dict(), "backbone": self.policy.config()}
+        carried = getattr(self.policy, "carried", None)
+        if carried:
+            state["carried"] = dict(carried)  # weights that the export has again
         spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
         if spec is not None:
             state["tokenizer"] = spec  # for test, predict and lm-eval
