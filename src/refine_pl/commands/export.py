@@ -17,7 +17,8 @@ from refine_pl.backbones.pretrained import build, load_weights, save_pretrained
 from refine_pl.backbones.stored_names import Carried
 from refine_pl.commands.arguments import Arguments
 from refine_pl.commands.checkpoints import read_checkpoint, tokenizer_of
-from refine_pl.errors import CheckpointError
+from refine_pl.commands.hub import check_before_export, push, write_card
+from refine_pl.errors import CheckpointError, ConfigError
 from refine_pl.numbers import check_finite_weights
 from refine_pl.tokenizers import HubTokenizer
 from refine_pl.training.shard_files import check_shards
@@ -43,12 +44,21 @@ def main(argv: Sequence[str]) -> int:
     add("--tokenizer", help="folder or name on the hub; that of the run if left out")
     add("--merge", action="store_true", help="of a run with an adapter: write the whole model")
     add("--base", help="of a run with an adapter: the folder that its base is in now")
+    add("--push", metavar="OWNER/NAME", help="upload the folder to the hub, with a model card")
+    add("--private", action="store_true", help="with --push: nobody else sees a new repository")
     args = parser.parse_args(argv)
+    if args.private and args.push is None:
+        raise ConfigError("--private is for --push", way_out="--push OWNER/NAME --private")
+    if args.push is not None:
+        check_before_export(args.push)
     tokenizer = args.tokenizer or _tokenizer_of_run(args.ckpt_path)
     files = export(args.ckpt_path, args.out, tokenizer, merge=args.merge, base=args.base)
     sys.stdout.write(f"{args.out}: {', '.join(files)}\n")
     if tokenizer is None:
         sys.stdout.write("no tokenizer was written: the run has none in the published layout\n")
+    if args.push is not None:
+        write_card(args.out, args.push, read_checkpoint(args.ckpt_path), args.ckpt_path)
+        sys.stdout.write(f"{push(args.out, args.push, args.private)}\n")
     return 0
 
 
