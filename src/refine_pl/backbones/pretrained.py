@@ -18,6 +18,7 @@ from torch import Tensor
 from refine_kernels.backends import Backend
 from refine_pl.backbones.base import FastWeightLM
 from refine_pl.backbones.common_fields import NO_EFFECT, OFF, check_language_model, is_off
+from refine_pl.backbones.not_yet import not_yet
 from refine_pl.backbones.options import require
 from refine_pl.backbones.stack import MODELS, StackedLM
 from refine_pl.backbones.stored_names import some, sort_weights
@@ -25,14 +26,6 @@ from refine_pl.backbones.weight_files import CONFIG, find_folder, read_json, rea
 from refine_pl.checksums import write_checksums
 from refine_pl.errors import CheckpointError, ConfigError, did_you_mean
 from refine_pl.whole_files import filled_folder
-
-_EXPERTS = "a mixture of experts"
-_MAMBA = "a hybrid of another recurrence than the delta rule"
-# Hybrids that people may well try.
-NOT_YET = {
-    **dict.fromkeys(("qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear"), _EXPERTS),
-    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "jamba", "nemotron_h"), _MAMBA),
-}
 
 
 def load_pretrained(
@@ -174,20 +167,22 @@ def model_class(config: Mapping[str, Any], where: Path | str) -> Any:
         CheckpointError: there is none.
     """
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in NOT_YET:
+    cls = MODELS.get(kind) if isinstance(kind, str) else None
+    known = None if cls is None else inspect.signature(cls.options_class).parameters
+    if (what := not_yet(config, known)) is not None:
         raise CheckpointError(
-            f"model_type {kind!r} is {NOT_YET[kind]}, which is not supported yet",
+            f"model_type {kind!r:.60} is {what}, which is not supported yet",
             where=str(where),
             allowed=", ".join(sorted(MODELS)),
         )
-    if not isinstance(kind, str) or kind not in MODELS:
+    if cls is None:
         raise CheckpointError(
             f"model_type {kind!r:.60} is not a fast-weight model that is known here",
             where=str(where),
             allowed=", ".join(sorted(MODELS)),
             way_out=did_you_mean(str(kind), MODELS.keys()),
         )
-    return MODELS[kind]
+    return cls
 
 
 def class_fields(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
