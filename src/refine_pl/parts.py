@@ -75,8 +75,8 @@ def check_one_is_given(backbone: str | None, pretrained: str | None) -> None:
         return
     allowed = (
         "one of the two. model.backbone: a class_path of a FastWeightLM: "
-        "refine_pl.backbones.DeltaNet, GatedDeltaNet or LaCT. model.pretrained: a folder, or a "
-        "name on the hub"
+        "refine_pl.backbones.DeltaNet, GatedDeltaNet, LaCT, Qwen35, OlmoHybrid. "
+        "model.pretrained: a folder, or a name on the hub"
     )
     if backbone is None:
         raise ConfigError("model.backbone is missing, and so is model.pretrained", allowed=allowed)

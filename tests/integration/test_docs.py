@@ -55,7 +55,11 @@ MIN_BLOCKS = {"python": 12, "yaml": 8, "bash": 18, "json": 1}
 MIN_LINKS = 45
 
 # Tests have no network: small models of the same kind, in folders.
-ON_THE_HUB = {"fla-hub/delta_net-1.3B-100B": ROOT / "tests" / "golden" / "delta_net_base"}
+GOLDEN = ROOT / "tests" / "golden"
+ON_THE_HUB = {
+    "fla-hub/delta_net-1.3B-100B": GOLDEN / "delta_net_base",
+    "Qwen/Qwen3.5-0.8B-Base": GOLDEN / "qwen3_5_multimodal",
+}
 
 # Commands that are not this project's begin with one of these.
 OTHER_COMMANDS = [
