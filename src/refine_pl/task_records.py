@@ -34,6 +34,7 @@ class TaskBatch(Rows):
     cut_tokens: tuple[int, ...]  # B, tokens taken out of the middle of each prompt
     answered: Batch | None = None  # [B, A] prompts and answers; None unless every row has an answer
     answer_start: Tensor | None = None  # [B] int64, index of the first answer token in ``answered``
+    turn_ends: tuple[int | None, ...] = ()  # B ids that end answers beside the end-of-text token
 
     def __len__(self) -> int:
         return len(self.task_rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TokenIds = npt.NDArray[np.integer]
+Message = dict[str, str]  # role and content
 
 
 class Tokenizer(ABC):
@@ -38,6 +39,28 @@ class Tokenizer(ABC):
     def special_token_ids(self) -> dict[str, int]:
         """Ids with a meaning, by the names that ``config.json`` has for them; those it knows."""
         return {} if self.eos_token_id is None else {"eos_token_id": self.eos_token_id}
+
+    @property
+    def marks(self) -> frozenset[int]:
+        """Ids that stand for no text: ends and beginnings of texts and of turns."""
+        return frozenset(self.special_token_ids.values())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template (Jinja) that conversations are written in; None if there is none."""
+        return None
+
+    def render_chat(
+        self, messages: Sequence[Message], answer: bool, options: Mapping[str, Any]
+    ) -> str:
+        """The text of a conversation by the template.
+
+        Args:
+            messages: of the user and the assistant in turn.
+            answer: end where the assistant's next message begins.
+            options: further variables of the template.
+        """
+        raise DataError(f"{self.label} has no chat template")
 
     @property
     @abstractmethod
@@ -144,6 +167,28 @@ class HubTokenizer(Tokenizer):
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         found = {name: getattr(self._loaded, name, None) for name in names}
         return {name: token for name, token in found.items() if token is not None}
+
+    @cached_property
+    def marks(self) -> frozenset[int]:
+        """All special tokens, those of turns among them."""
+        added = self._loaded.added_tokens_decoder.items()
+        special = {token for token, about in added if about.special}
+        return frozenset(special.union(self._loaded.all_special_ids))
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """That of ``chat_template.jinja`` or ``tokenizer_config.json``; the default of several."""
+        return self._loaded.get_chat_template() if self._loaded.chat_template else None
+
+    def render_chat(
+        self, messages: Sequence[Message], answer: bool, options: Mapping[str, Any]
+    ) -> str:
+        """As ``transformers`` writes it, which has its own checks of what a template may do."""
+        return str(
+            self._loaded.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=answer, **options
+            )
+        )
 
     @cached_property
     def fingerprint(self) -> str:

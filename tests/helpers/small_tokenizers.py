@@ -61,3 +61,37 @@ def _saved(tokenizer, folder: Path, eos: str | None) -> HubTokenizer:
         folder
     )
     return HubTokenizer(str(folder))
+
+
+# Templates as published ones are: with a beginning of the text, with trimmed messages and answers
+# after a space, and with thoughts, which an option leaves out.
+TEMPLATES = {
+    "turns": (
+        "{{ bos_token }}{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+    ),
+    "brackets": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] "
+        "{{ m.content | trim }} [/INST]{% else %} {{ m.content | trim }}{{ eos_token }}"
+        "{% endif %}{% endfor %}"
+    ),
+    "thoughts": (
+        "<|turn|>system\nBe brief.<|end|>\n{% for m in messages %}<|turn|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n<think>\n"
+        "{% if enable_thinking is defined and not enable_thinking %}"
+        "{{ '\n</think>\n\n' }}{% endif %}"
+        "{% endif %}"
+    ),
+}
+
+
+def with_template(tokenizer: HubTokenizer, template: str, folder: Path) -> HubTokenizer:
+    """The tokenizer with tokens for turns, and a template that uses them."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer.name)
+    loaded.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|end|>"]})
+    loaded.chat_template = template
+    loaded.save_pretrained(folder)
+    return HubTokenizer(str(folder))

@@ -1,6 +1,7 @@
 """``refine-pl predict``: prompts are answered, from a file alone or by a configuration."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -122,3 +123,26 @@ def test_bad_input(trained):
         outcome = run(trained, "bad", *options, expect=2)
         assert fragment in outcome.stderr
     assert not Path("bad").exists()
+
+
+def test_a_chat_template_is_used_and_kept_in_the_card(trained):
+    """That of the model's folder; an evaluation does not go on with another one."""
+    folder = Path("chat")
+    shutil.copytree("exported", folder)
+    template = "{% for m in messages %}({{ m.content }}){% endfor %}"
+    (folder / "chat_template.jinja").write_text(template + "{{ suffix | default('') }}")
+    model = ["--model.pretrained", folder]
+    prompts = ["--prompts", "prompts.txt"]
+    run(trained, "templated", *model, *prompts)
+    found = evaluations.lines("templated/predictions.jsonl")
+    assert [line["prompt_tokens"] for line in found] == [len(p) + 2 for p in PROMPTS]
+    card = json.loads(Path("templated/card.json").read_text())
+    assert card["data"]["chat_template"].startswith("of the tokenizer")
+    kwargs = "--data.init_args.chat_template_kwargs"
+    for option in (["--data.init_args.chat_template", "none"], [f"{kwargs}.suffix", "so"]):
+        outcome = run(trained, "templated", *model, *prompts, *option, expect=2)
+        assert "chat_template was of the tokenizer" in " ".join(outcome.stderr.split())
+    outcome = run(trained, "wrong", *model, *prompts, f"{kwargs}.sufix", "so", expect=2)
+    assert "does not read 'sufix'" in outcome.stderr
+    run(trained, "plain", *model, *prompts, "--data.init_args.chat_template", "none")
+    assert json.loads(Path("plain/card.json").read_text())["data"]["chat_template"] == "none"

@@ -186,3 +186,13 @@ def test_describe_names_what_decides_the_tokens():
     assert made["top_k"] == 50
     assert made["temperature"] == 1.0
     assert "prompts_at_once" not in made
+
+
+def test_the_end_of_a_turn_ends_an_answer(monkeypatch):
+    batch = task_batch(["a prompt"], budget=200)
+    batch.turn_ends = (ord("!"),)
+    answering = Answering()
+    model = Says("one two! three")
+    monkeypatch.setattr(answering, "_choose", lambda generator, length: model)
+    (answer,) = answering.answer(model.policy, batch, Bytes(), None)
+    assert (answer.text, answer.finish, answer.num_tokens) == ("one two", "eos", 8)

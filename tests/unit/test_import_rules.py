@@ -34,6 +34,7 @@ RULES = {
     "randomness": (),
     "stopwatch": ("refine_kernels",),
     "tokenizers": ("errors", "lazy"),
+    "chat": ("errors", "tokenizers"),
     "records": ("backbones", "refine_kernels", "tokenizers"),
     "task_records": ("records",),
     "backbones": (
@@ -62,6 +63,7 @@ RULES = {
     "figures": (*SHARED, "training"),  # records of a run folder
     "data": (
         *SHARED,
+        "chat",
         "checksums",
         "evaluation",
         "interrupts",
@@ -79,6 +81,7 @@ RULES = {
         "refine_kernels",
         "benchmark",
         "callbacks",
+        "chat",
         "checksums",
         "command_table",
         "data",

@@ -18,7 +18,7 @@ from refine_pl.training.module import RefineModule
 # same weights may lie in another place.
 _SHARED = (
     *("stage", "precision", "model.weights_hash", "decoding", "data.hash", "rules"),
-    "test_time_training",
+    *("data.chat_template", "test_time_training"),
 )
 _ABSENT = "absent"
 

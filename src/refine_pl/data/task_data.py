@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from refine_pl.chat import Chat, ChatOption, ChatTemplate
 from refine_pl.data.cache_files import digest_of
 from refine_pl.data.data_module import ResumableData
 from refine_pl.data.loader import ResumableLoader
@@ -22,8 +25,8 @@ from refine_pl.task_records import TaskRow
 from refine_pl.tokenizers import Tokenizer
 
 _SETTINGS = (
-    "rows, tokenizer, max_prompt_tokens, over_long, answer_separator, answer_eos, budget, seed and "
-    "batch_size"
+    "rows, tokenizer, max_prompt_tokens, over_long, answer_separator, answer_eos, chat_template, "
+    "budget, seed and batch_size"
 )
 
 _MAKING = "rows of RULER are made by `refine-pl prepare ruler_qa`, from files of SQuAD and HotpotQA"
@@ -53,9 +56,13 @@ class TaskData(ResumableData):
         max_prompt_tokens: the most tokens of a prompt; any number if not set.
         over_long: ``cut_middle`` takes tokens out of the middle of longer prompts, and counts them;
             ``refuse`` stops at the first one.
-        answer_eos: whether an answer that is trained on ends with the end-of-text token.
+        answer_eos: whether an answer that is trained on ends with the end-of-text token; in a chat
+            template with the token that ends its turns.
         answer_separator: text between prompt and answer; ``auto`` is a space unless the prompt ends
-            or the answer begins with white space.
+            or the answer begins with white space, and in a chat template what that writes there.
+        chat_template: ``auto`` wraps prompts in the tokenizer's chat template, as the message of a
+            user, if it has one; ``none`` takes them as they are.
+        chat_template_kwargs: variables of the template, for example ``enable_thinking: false``.
         budget: the most tokens of an answer, instead of each row's own number.
         rules: how tasks of your own are scored: by task the name of a rule or the import path of a
             function, or ``{rule: ..., cut: ...}``; see :func:`refine_pl.evaluation.register`.
@@ -83,6 +90,8 @@ class TaskData(ResumableData):
         over_long: OverLong = "cut_middle",
         answer_eos: bool = True,
         answer_separator: str = "auto",
+        chat_template: ChatTemplate = "auto",
+        chat_template_kwargs: dict[str, ChatOption] | None = None,
         budget: PositiveInt | None = None,
         rules: dict[str, str | dict[str, str]] | None = None,
         batch_size: PositiveInt = 8,
@@ -99,6 +108,7 @@ class TaskData(ResumableData):
         given = {"training": training, "validation": validation, "test": test, "predict": predict}
         self.task_sources = {name: dict(sources or {}) for name, sources in given.items()}
         self.encoding = Encoding(max_prompt_tokens, over_long, answer_separator, answer_eos)
+        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs
         self.budget = budget
         self.test_batch_size = test_batch_size or batch_size
         self.cache_dir = Path(cache_dir) if cache_dir else None
@@ -122,9 +132,10 @@ class TaskData(ResumableData):
         """
         names = self._needed(stage)
         new = [name for name in names if name not in self._sets]
+        encoding = replace(self.encoding, chat=self._chat)
         for name in new:
             rows = self._source_rows(name)
-            self._sets[name] = TaskSet(name, *rows, self.tokenizer, self.encoding)
+            self._sets[name] = TaskSet(name, *rows, self.tokenizer, encoding)
         self._current = names
         self._check(names)
         for name in new:
@@ -158,6 +169,9 @@ class TaskData(ResumableData):
             "tokenizer": self.tokenizer.label,
             "data_hash": self.data_hash[:12],
         }
+        if self.tokenizer.chat_template is not None:
+            chat = self._chat
+            described["chat_template"] = "none" if chat is None else chat.describe()
         for name in self._current:
             rows = self._sets[name]
             described[f"{name}_sources"] = ", ".join(
@@ -191,6 +205,10 @@ class TaskData(ResumableData):
         if not self._current:
             return self.encoding.max_prompt_tokens
         return self._sets[self._current[0]].longest_prompt
+
+    @cached_property
+    def _chat(self) -> Chat | None:
+        return Chat.of(self.tokenizer, self.chat_template, self.chat_template_kwargs)
 
     def _needed(self, stage: str | None) -> tuple[str, ...]:
         """The names of the sets that a command uses."""
@@ -280,4 +298,6 @@ class TaskData(ResumableData):
         lines = [title + self.tokenizer.label]
         if name == "training":
             lines.append(self.epoch_line(len(rows), "rows"))
+        if self._chat is not None:
+            lines.append("  prompts are wrapped in the tokenizer's chat template")
         return "\n".join([*lines, *(f"  {line}" for line in rows.summary())])

@@ -127,6 +127,7 @@ class Answering:
             batch.prompts,
             torch.tensor(budgets, dtype=torch.int64),
             eos_token_id=tokenizer.eos_token_id,
+            ends=batch.turn_ends,
             choose=self._choose(generator, max(budgets, default=0)),
             is_stopped=lambda row, tokens: end(row, tokens) is not None,
             prompts_at_once=self.prompts_at_once,

@@ -9,7 +9,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -72,6 +72,7 @@ def continue_prompts(
     *,
     copies: int = 1,
     eos_token_id: int | None,
+    ends: Iterable[int | None] = (),
     choose: Choose,
     is_stopped: IsStopped | None = None,
     prompts_at_once: int | None = None,
@@ -88,6 +89,7 @@ def continue_prompts(
         copies: continuations of each prompt; they share its state until they have diverged.
         eos_token_id: ends a row; None: only stops and budgets do. Where the model's configuration
             lists several ids as ``eos_token_id``, each of them ends a row too.
+        ends: further ids that end a row, as those of a chat's turns.
         choose: picks the next tokens.
         is_stopped: ends a row early.
         prompts_at_once: prompts that are read and continued together, to save memory; all if left
@@ -99,7 +101,7 @@ def continue_prompts(
     if bool((prompts.num_tokens < 1).any()):
         raise ValueError("a prompt has no tokens: there is nothing to continue")
     listed = text_part(policy.config()).get("eos_token_id")
-    ends = {eos_token_id, *(listed if isinstance(listed, list) else ())}
+    ends = {eos_token_id, *ends, *(listed if isinstance(listed, list) else ())}
 
     def add(row: _Row, token: int, logprob: float) -> None:
         row.tokens.append(token)

@@ -89,6 +89,7 @@ class TaskReward(AnswerObjective):
             torch.tensor(budgets),
             copies=copies,
             eos_token_id=tokenizer.eos_token_id,
+            ends=batch.turn_ends,
             choose=sampling(generator, max(budgets), copies=copies),
         )
         questions = [row for row in rows for _ in range(copies)]

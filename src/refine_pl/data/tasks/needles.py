@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from jsonargparse.typing import PositiveInt
 
+from refine_pl.chat import common_prefix
 from refine_pl.data.corpora import Corpus
 from refine_pl.data.tasks.draws import Draws, Kind
-from refine_pl.data.tasks.encoding import common_prefix
 from refine_pl.data.tasks.generated import GeneratedRows, fill
 from refine_pl.data.tasks.haystacks import NOISE, Sentences, corpus_sentences
 from refine_pl.errors import ConfigError, check_choice

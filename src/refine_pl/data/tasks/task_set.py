@@ -54,8 +54,9 @@ class TaskSet(Dataset[list[tuple[int, TaskTokens]]]):
         self.rows = list(encode_rows(tokenizer, rows, encoding, with_answers=answers))
         limits = (encoding.max_prompt_tokens, encoding.over_long)
         answer_settings = (encoding.answer_separator, encoding.answer_eos) if answers else ()
+        chat = () if encoding.chat is None else (encoding.chat.fingerprint,)
         self.content_hash = digest_of(
-            rows_hash(rows), tokenizer.fingerprint, limits, answer_settings
+            rows_hash(rows), tokenizer.fingerprint, limits, answer_settings, *chat
         )
 
     def __len__(self) -> int:
@@ -166,4 +167,5 @@ def collate_tasks(items: Sequence[tuple[int, TaskTokens]]) -> TaskBatch:
         cut_tokens=tuple(tokens.cut_tokens for tokens in rows),
         answered=answered,
         answer_start=answer_start,
+        turn_ends=tuple(tokens.turn_end for tokens in rows),
     )
