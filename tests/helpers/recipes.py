@@ -7,7 +7,7 @@ import torch
 import yaml
 from command_line import write_documents
 
-from refine_pl.backbones import DeltaNet, GatedDeltaNet, LaCT, save_pretrained
+from refine_pl.backbones import DeltaNet, GatedDeltaNet, LaCT, Qwen35Multimodal, save_pretrained
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -31,6 +31,21 @@ PUBLISHED = {
             "window_size": 32,
             "w0_w2_low_rank": 4,
             "rope_theta": 1e6,
+        },
+    ),
+    "Qwen/Qwen3.5-0.8B-Base": (
+        Qwen35Multimodal,
+        {
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "full_attention_interval": 2,
+            "tie_word_embeddings": True,
         },
     ),
 }

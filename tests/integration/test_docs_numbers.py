@@ -23,6 +23,7 @@ from refine_pl.backbones import (
     GatedDeltaNetOptions,
     LaCT,
     LaCTOptions,
+    Qwen35,
 )
 from refine_pl.backbones.delta_rule_layer import SHORT
 from refine_pl.callbacks import RolloutRecorder
@@ -130,6 +131,12 @@ def published(name):
         if name == "gdn1.3b":
             width = {"num_hidden_layers": 24, "num_heads": 8, "head_dim": 256, "expand_v": 1}
             return size(GatedDeltaNet(**width))
+        if name == "qwen3.5_0.8b":
+            sizes = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24}
+            heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
+            return size(
+                Qwen35(**sizes, **heads, linear_num_value_heads=16, tie_word_embeddings=True)
+            )
         heads = {"num_attn_heads": 24, "num_lact_heads": 4, "w0_w2_low_rank": 32}
         return size(LaCT(hidden_size=1536, **heads))
 
@@ -337,7 +344,7 @@ TABLE = {
         "@ million tokens are read": lambda: (round(needle_tokens() / 1e6),),
     },
 }
-for _name in ("dn1.3b", "gdn1.3b", "lact760m"):
+for _name in ("dn1.3b", "gdn1.3b", "lact760m", "qwen3.5_0.8b"):
     for _phase in ("mid", "post", "ttt"):
         TABLE.setdefault(f"configs/{_name}_{_phase}.yaml", {}).update(header(_name, _phase))
 CLAIMS = [Claim(page, *row) for page, rows in TABLE.items() for row in rows.items()]

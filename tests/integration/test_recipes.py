@@ -13,8 +13,16 @@ from refine_pl.commands import evaluating, lightning_cli
 NAMES = [path.name for path in recipes()]
 TESTED = [name for name in NAMES if name.endswith("_ttt.yaml")]
 TRAINED = [name for name in NAMES if name not in TESTED]
-PUBLISHED_FAMILIES = ("dn1.3b", "gdn1.3b", "lact760m")
-TINY = ("tiny_mid", "gdn_tiny_mid", "lact_tiny_mid", "tiny_post", "tiny_ttt")
+PUBLISHED_FAMILIES = ("dn1.3b", "gdn1.3b", "lact760m", "qwen3.5_0.8b")
+TINY = (
+    "tiny_mid",
+    "gdn_tiny_mid",
+    "lact_tiny_mid",
+    "qwen3.5_tiny_mid",
+    "olmo_hybrid_tiny_mid",
+    "tiny_post",
+    "tiny_ttt",
+)
 MAX_LINES = 70  # without the header
 ADAM = {"lr": 1e-6, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from refine_pl.backbones import (
     DeltaNet,
@@ -46,6 +47,26 @@ def wrong(said, options):
 def float_(value):
     """YAML reads 1e-6 as a text."""
     return float(value) if isinstance(value, str) and re.match(r"\d", value) else value
+
+
+def keys_in_a_configuration(cls):
+    parser = ArgumentParser(exit_on_error=False)
+    return set(parser.add_class_arguments(cls, "of"))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_field_is_a_key_in_configurations(cls):
+    """The parser reads the source of a class to find what its ``fields`` may be."""
+    options = inspect.signature(cls.options_class).parameters
+    assert keys_in_a_configuration(cls) == {f"of.{name}" for name in options}
+
+
+def test_a_class_whose_keys_cannot_be_found_would_be_noticed():
+    class Hidden(Qwen35):
+        def __init__(self, **fields):
+            super().__init__(**dict(fields))
+
+    assert keys_in_a_configuration(Hidden) == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -173,7 +194,7 @@ def test_hybrids_that_would_be_wrong_are_refused(cls, options, message):
         ({"attn_output_gate": False}, "attn_output_gate=False is not supported"),
         ({"mlp_only_layers": [1]}, "mlp_only_layers=[1] is not supported"),
         ({"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype='bfloat16' is not supported"),
-        ({"num_experts": 4}, "num_experts=4"),
+        ({"num_experts": 4}, "is a mixture of experts"),
         ({"rope_scaling": "linear"}, "rope_parameters='linear' is a text"),
         ({"sliding_window": 12}, "sliding_window=12"),
     ],

@@ -168,7 +168,7 @@ class Qwen35(StackedLM):
     embeddings_name = "embed_tokens"
 
     def __init__(self, **fields: Any) -> None:
-        super().__init__(type(self).options_class(**fields))
+        super().__init__(Qwen35Options(**fields))
 
     def make_block(self, layer: int) -> Block:
         """See :class:`StackedLM`."""

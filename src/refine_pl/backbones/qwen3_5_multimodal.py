@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from refine_pl.backbones.qwen3_5 import Qwen35, Qwen35Options
+from refine_pl.backbones.stack import StackedLM
 from refine_pl.errors import ConfigError
 
 _TEXT = "text_config"
@@ -60,6 +61,9 @@ class Qwen35Multimodal(Qwen35):
     """The text model. Its arguments: :class:`Qwen35MultimodalOptions`."""
 
     options_class = Qwen35MultimodalOptions
+
+    def __init__(self, **fields: Any) -> None:
+        StackedLM.__init__(self, Qwen35MultimodalOptions(**fields))
 
     def published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :class:`StackedLM`."""
