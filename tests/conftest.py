@@ -1,6 +1,7 @@
 """Set before anything imports torch: no network, and one thread for the small tensors of tests."""
 
 import os
+import sys
 
 import pytest
 
@@ -18,3 +19,14 @@ def _not_of_a_launch():
     """A trainer of several processes leaves its place among them in the environment."""
     for name in _OF_A_LAUNCH:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_autocast():
+    """A test that leaves an autocast on would change the numbers of every test after it."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        for device in ("cpu", "cuda"):
+            torch.set_autocast_enabled(device, False)
+        pytest.fail("this test has left an autocast on")

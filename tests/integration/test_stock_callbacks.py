@@ -151,6 +151,7 @@ def own_classes():
 
 NEEDED = {
     "Schedule": {"stages": {"a": Stage(2)}},
+    "IterationLimit": {"iterations": 2},
     "TokenBudget": {"max_tokens_seen": 100},
 }
 

@@ -92,12 +92,16 @@ def test_a_frozen_base_in_16_bits_computes_the_same(name, tied):
             small = {p.dtype for p in policy.parameters() if not p.requires_grad}
             assert small == {torch.float32, torch.bfloat16}
             assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
-        context = torch.autocast("cpu", torch.bfloat16)
-        results.append(update("joined", policy, tiny.batch(LENGTHS), autocast=lambda c=context: c))
+        results.append(update("joined", policy, tiny.batch(LENGTHS), autocast=in_bfloat16))
     (loss, gradients, _), (other, others, _) = results
     assert torch.equal(loss, other)
     assert all(torch.equal(gradients[key], others[key]) for key in gradients)
     assert len(gradients) >= 28
+
+
+def in_bfloat16():
+    """A new context each time: one that is entered within itself stays on when it is left."""
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 def test_the_comparison_can_fail():

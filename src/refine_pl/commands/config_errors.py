@@ -208,7 +208,8 @@ class _Walk:
     def _unknown(
         self, name: str, names: Sequence[str], key: Key, source: Source, owner: str
     ) -> ConfigError:
-        elsewhere = next((dest for dest in self._root.settings if dest.endswith(f".{name}")), None)
+        there = [dest for dest in self._root.settings if dest.endswith(f".{name}")]
+        elsewhere = min(there, key=lambda dest: dest.count("."), default=None)
         of = f" of {owner}" if owner else ""
         return ConfigError(
             f"{dotted(key)} is not a known key",
