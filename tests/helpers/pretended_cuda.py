@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch._subclasses import fake_tensor
 from torch.nn import functional
 
 CAPABILITY, NAME, MEMORY = (9, 0), "NVIDIA H100 80GB HBM3", 80 * 2**30
@@ -92,6 +93,7 @@ def _answer_in_python():
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    fake_tensor.init_gpu_context = lambda *_: None  # it would make a tensor, for real
     torch.cuda.device = lambda *_: nullcontext()
     torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=0)
 

@@ -84,7 +84,8 @@ def test_doctor_prints_the_table(monkeypatch, problems):
     monkeypatch.setattr(compiling, "compile_all", lambda chip: iter([row]))
     outcome = run("doctor", "--compile", "sm_90")
     assert outcome.code == (1 if problems else 0)
-    assert "82436" in outcome.stdout
+    assert "82,436" in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 80
     assert all(problem in outcome.stdout for problem in problems)
     assert "1 kernels compiled for sm_90" in outcome.stdout
     as_json = run("doctor", "--compile", "sm_90", "--json")

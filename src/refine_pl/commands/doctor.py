@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -21,8 +22,13 @@ _SHOWN_PACKAGES = (
     *("transformers", "datasets", "torchmetrics"),
 )
 
-_COMPILED = "{:<30} {:<18} {:>9} {:>8} {:>8} {:>7} {:>7}\n"
-_COMPILED_TITLES = ("operation", "kernel", "registers", "spilled", "shared", "tensor", "copies")
+_COMPILED = "  {:<24} {:>9} {:>9} {:>10} {:>8} {:>8}\n"
+_COMPILED_TITLES = ("kernel", "registers", "spilled", "shared", "products", "copies")
+_COMPILED_LEGEND = """
+spilled   bytes that are kept in memory, because there are not enough registers
+shared    bytes of shared memory that a block of threads takes
+products  instructions of the tensor cores;  copies  asynchronous loads
+"""
 
 
 @dataclass
@@ -148,26 +154,34 @@ def compile_kernels(chip: str, as_json: bool) -> int:
         way_out = "pip install triton"
         raise ConfigError("triton is not installed", where="--compile", way_out=way_out)
     if not as_json:
+        limit = compiling.SHARED_LIMITS[chip]
+        sys.stdout.write(f"{chip}: a block has {limit:,} bytes of shared memory\n\n")
         sys.stdout.write(_COMPILED.format(*_COMPILED_TITLES))
-    rows = []
+    rows: list[Any] = []
     for row in compiling.compile_all(chip):
-        rows.append(row)
         if not as_json:
-            numbers = (row.registers, row.spilled_bytes, row.shared_bytes)
-            sys.stdout.write(
-                _COMPILED.format(row.op, row.kernel, *numbers, row.tensor_core, row.async_copies)
-            )
-            sys.stdout.writelines(f"    {problem} ({row.variant})\n" for problem in row.problems)
+            if not rows or rows[-1].op != row.op:
+                sys.stdout.write(f"{row.op}\n")
+            sys.stdout.write(_compiled(row))
             sys.stdout.flush()
+        rows.append(row)
     failed = sum(bool(row.problems) for row in rows)
     if as_json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     else:
         sys.stdout.write(
-            f"\n{len(rows)} kernels compiled for {chip}, {failed} of them with problems; "
-            "none was run\n"
+            f"{_COMPILED_LEGEND}\n{len(rows)} kernels compiled for {chip}, {failed} of them with "
+            "problems; none was run\n"
         )
     return 1 if failed else 0
+
+
+def _compiled(row: Any) -> str:
+    """One kernel's line, and what is wrong with it."""
+    numbers = (row.registers, row.spilled_bytes, row.shared_bytes, row.tensor_core)
+    line = _COMPILED.format(row.kernel, *(f"{x:,}" for x in (*numbers, row.async_copies)))
+    wrong = [*row.problems, f"with {row.variant}"] if row.problems else []
+    return line + "".join(textwrap.indent(textwrap.fill(x, 74), "      ") + "\n" for x in wrong)
 
 
 def _version(name: str) -> str | None:
