@@ -101,11 +101,18 @@ def _answer_in_python():
 def _attention(plain):
     """On CUDA one of the fused kernels; torch chooses among them in code that CUDA builds have."""
 
-    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
+    def attention(
+        q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ):  # fmt: skip
+        shared = {"enable_gqa": True} if enable_gqa else {}
         if q.device.type != "cuda":
-            return plain(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **options)
+            return plain(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **shared)
         assert not dropout_p
-        assert not options
+        if shared:  # only one kernel takes heads that are shared, and no mask with them
+            assert attn_mask is None
+            assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+            fused = torch.ops.aten._scaled_dot_product_flash_attention
+            return fused(q, k, v, 0.0, is_causal, scale=scale)[0]
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             zero = torch.zeros((), dtype=q.dtype, device=q.device)
             attn_mask = torch.where(attn_mask, zero, -torch.inf)

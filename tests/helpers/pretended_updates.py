@@ -52,6 +52,17 @@ MODELS = {
         {"SFT": 1300, "joined": 2850, "decode": 200},
         {"SFT": 30_000, "joined": 44_500},
     ),
+    # The first layer is a delta rule, the second, whose growth is counted, attention.
+    "Qwen35": Model(
+        {
+            **{"hidden_size": 1024, "intermediate_size": 3584, "full_attention_interval": 2},
+            **{"num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16},
+            "backend": "triton",
+        },
+        16_384,
+        {"SFT": 380, "joined": 1100, "decode": 108},
+        {"SFT": 7_000, "joined": 5_000},
+    ),
 }
 
 _ENDS = "once, at the end of an update"

@@ -79,5 +79,10 @@ def _continue(q: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, **masks: Tensor | bool) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    return scaled_dot_product_attention(q, k, v, enable_gqa=grouped, **masks)  # type: ignore[arg-type]
+    shared = q.shape[1] // k.shape[1]
+    # On CUDA one fused kernel alone reads heads that are shared, in 16 bits and without a mask.
+    # Without it all scores would lie in memory, so that the others get the heads one by one.
+    if shared > 1 and q.is_cuda and ("attn_mask" in masks or q.dtype.itemsize > 2):
+        k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+        shared = 1
+    return scaled_dot_product_attention(q, k, v, enable_gqa=shared > 1, **masks)  # type: ignore[arg-type]
