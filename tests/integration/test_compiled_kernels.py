@@ -58,7 +58,7 @@ def test_a_recorded_call_starts_no_more_kernels_than_written_down():
     found = interpreted.run(__file__, "count", interpret=False)
     rows = found.pop("row by row")
     forks = [rows.pop(name) for name in list(rows) if name.startswith("delta_rule_shared")]
-    assert forks == [3] * 4  # one forward, two backward, of one fork and of eight
+    assert forks == [3] * 5  # one forward, two backward, of one fork and of eight
     # 4,096 tokens: one each way for each block of 2,048 tokens, or of 384.
     assert rows.pop("token_stats, 32000 words") == 2 * 2
     assert rows.pop("token_stats, 151936 words") == 2 * 11
