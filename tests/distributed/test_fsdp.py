@@ -37,9 +37,12 @@ def test_export_is_the_policy(tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_command_line(tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "model"), [("lact_tiny_mid", "LaCT"), ("qwen3.5_tiny_mid", "Qwen35")]
+)
+def test_command_line(recipe, model, tmp_path):
     """An overlay on a recipe; then its checkpoint where it cannot be read."""
-    small = write_small(CONFIGS / "lact_tiny_mid.yaml", tmp_path)
+    small = write_small(CONFIGS / f"{recipe}.yaml", tmp_path)
     words = ["fit", "--config", small, "--trainer.devices", "2"]
     options = ["--config", CONFIGS / "hardware" / "fsdp2.yaml", "--trainer.accelerator", "cpu"]
     done = subprocess.run(
@@ -51,7 +54,7 @@ def test_command_line(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "LaCT, " in done.stdout
+    assert f"{model}, " in done.stdout
     (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
     assert {path.name for path in checkpoint.iterdir()} > {"meta.pt", ".metadata"}
     assert not list(checkpoint.parent.glob(".*"))  # whole folders, and nothing left beside them

@@ -95,6 +95,8 @@ def shrink(config, folder):
         arguments["path_or_name"] = str(model_folder(arguments["path_or_name"], folder))
     elif arguments:
         arguments |= {"hidden_size": 32, "num_hidden_layers": 2}
+        if "linear_num_key_heads" in arguments:  # of both kinds of layers one
+            arguments["layer_types"] = ["linear_attention", "full_attention"]
     model |= SIZES["model"]
     shrink_data(config["data"], folder)
     return config

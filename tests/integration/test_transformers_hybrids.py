@@ -4,6 +4,7 @@ import inspect
 import json
 import random
 
+import command_line
 import golden_checks
 import pytest
 import torch
@@ -250,3 +251,49 @@ def test_a_text_model_may_have_the_names_of_a_multimodal_one(tmp_path):
     stored = load_file(tmp_path / "out" / "model.safetensors")
     names = {name.replace("model.language_model.", "model.") for name in weights}
     assert stored.keys() == names
+
+
+def with_bytes(name, folder):
+    """A golden model with a vocabulary of 257 tokens, for bytes; the names of its own weights."""
+    folder.mkdir()
+    config = json.loads((golden_checks.FOLDER / name / "config.json").read_text())
+    for part in (config, config.get("text_config", {})):
+        part |= {"vocab_size": 257} if "hidden_size" in part else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(golden_checks.FOLDER / name / "model.safetensors")
+    for key in weights:
+        if key.endswith(("embed_tokens.weight", "lm_head.weight")):
+            weights[key] = torch.cat([weights[key]] * 3)[:257].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_base", "qwen3_5_multimodal", "olmo_hybrid_base"])
+def test_trained_and_exported_on_the_command_line(name, tmp_path, monkeypatch):
+    """From a folder to a folder: transformers has the weights that the checkpoint has."""
+    from transformers import AutoModelForImageTextToText
+
+    monkeypatch.chdir(tmp_path)
+    before = with_bytes(name, tmp_path / "model")
+    command_line.write_documents(tmp_path / "docs")
+    edits = {"model.backbone": command_line.GONE, "model.pretrained": "model"}
+    command_line.write_config(tmp_path / "c.yaml", edits | {"model.optimizer.init_args.lr": 0.01})
+    done = command_line.run("fit", "--config", "c.yaml")
+    assert done.code == 0, done.stderr
+    (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+    done = command_line.run("export", "--ckpt_path", checkpoint, "--out", "out")
+    assert done.code == 0, done.stderr
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == before.keys()
+    same = {key for key, tensor in stored.items() if torch.equal(tensor, before[key])}
+    towers = {key for key in before if key.startswith("model.visual.")}
+    assert same == towers
+    assert bool(towers) == (name == "qwen3_5_multimodal")
+    policy = load_pretrained("out")
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(trained[f"policy.{k}"], t) for k, t in policy.state_dict().items())
+    theirs = read_again("out", AutoModelForImageTextToText if towers else None)
+    tokens = tokens_of(50)
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens).logits
+    assert relative(logits_of(policy, tokens), expected) < CLOSE
