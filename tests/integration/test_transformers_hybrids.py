@@ -8,6 +8,7 @@ import command_line
 import golden_checks
 import pytest
 import torch
+from closeness import logits_of, relative
 from safetensors.torch import load_file, save_file
 
 from refine_pl.backbones import load_pretrained, save_pretrained
@@ -96,16 +97,6 @@ def in_theirs(kind, config):
 
 def tokens_of(length=70):
     return torch.randint(0, 61, (2, length), generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def logits_of(policy, tokens):
-    hidden = policy(tokens).hidden
-    return policy.head(hidden.flatten(0, 1), logits=True).logits.unflatten(0, tokens.shape)
-
-
-def relative(got, expected):
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def read_again(folder, cls=None):
@@ -297,3 +288,26 @@ def test_trained_and_exported_on_the_command_line(name, tmp_path, monkeypatch):
     with torch.no_grad():
         expected = theirs(input_ids=tokens).logits
     assert relative(logits_of(policy, tokens), expected) < CLOSE
+
+
+def test_an_adapter_leaves_the_tower_with_its_base(tmp_path, monkeypatch):
+    """Checkpoints do not hold it again, and the merged export has it."""
+    monkeypatch.chdir(tmp_path)
+    before = with_bytes("qwen3_5_multimodal", tmp_path / "model")
+    command_line.write_documents(tmp_path / "docs")
+    lora = {"class_path": "peft.LoraConfig", "init_args": {"target_modules": ["delta_rule"]}}
+    edits = {"model.backbone": command_line.GONE, "model.pretrained": "model"}
+    command_line.write_config(tmp_path / "c.yaml", edits | {"model.adapter": lora})
+    done = command_line.run("fit", "--config", "c.yaml")
+    assert done.code == 0, done.stderr
+    (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+    held = torch.load(checkpoint, weights_only=True)
+    assert "adapter" in held["refine_pl"]
+    assert "carried" not in held["refine_pl"]
+    done = command_line.run("export", "--ckpt_path", checkpoint, "--out", "out", "--merge")
+    assert done.code == 0, done.stderr
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == before.keys()
+    towers = [key for key in before if key.startswith("model.visual.")]
+    assert towers
+    assert all(torch.equal(stored[key], before[key]) for key in towers)

@@ -78,9 +78,6 @@ class SavedModule(MeasuredModule):
         """
         self.check_saved_weights()
         state: dict[str, Any] = {**self.counters.state_dict(), "backbone": self.policy.config()}
-        carried = getattr(self.policy, "carried", None)
-        if carried:
-            state["carried"] = dict(carried)  # weights that the export has again
         spec = self.tokenizer.spec() if isinstance(self.tokenizer, Tokenizer) else None
         if spec is not None:
             state["tokenizer"] = spec  # for test, predict and lm-eval
@@ -90,8 +87,10 @@ class SavedModule(MeasuredModule):
             state["optimizer"] = class_path(self.trainer.optimizers[0])
         if self.adapter is not None:
             state["adapter"] = saved_adapter(self.adapter)
-            if self.adapter.base is not None:
-                checkpoint["state_dict"] = without_base(checkpoint["state_dict"], self)
+        if self.adapter is not None and self.adapter.base is not None:
+            checkpoint["state_dict"] = without_base(checkpoint["state_dict"], self)
+        elif carried := getattr(self.policy, "carried", None):
+            state["carried"] = dict(carried)  # for the export; a base has them itself
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
