@@ -7,7 +7,7 @@ message, after it, in front of the answer, and what ends the answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, Self, TypeAlias
@@ -86,10 +86,7 @@ class Chat:
                 )
 
         def render(*messages: Message, answer: bool = False) -> str:
-            try:
-                return tokenizer.render_chat(messages, answer, options or {})
-            except Exception as error:  # templates raise errors of their own kinds
-                raise _fails(tokenizer, " ".join(str(error).split())[:300], where) from error
+            return _render(tokenizer, messages, answer, options or {}, where)
 
         asked = render(_message("user", _PROMPT), answer=True)
         head, found, tail = asked.partition(_PROMPT)
@@ -111,11 +108,8 @@ class Chat:
         Raises:
             ConfigError: the template fails.
         """
-        try:
-            return self.tokenizer.render_chat([_message("user", prompt)], True, self.options)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise _fails(self.tokenizer, reason, "data.chat_template") from error
+        messages = [_message("user", prompt)]
+        return _render(self.tokenizer, messages, True, self.options, "data.chat_template")
 
     def borders(self, ids: TokenIds) -> tuple[int, int]:
         """How many ids of a wrapped prompt are the template's: at its beginning, at its end."""
@@ -142,6 +136,19 @@ def common_prefix(first: TokenIds, second: TokenIds) -> int:
     shorter = min(len(first), len(second))
     differ = np.flatnonzero(first[:shorter] != second[:shorter])
     return int(differ[0]) if len(differ) else shorter
+
+
+def _render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    answer: bool,
+    options: Mapping[str, ChatOption],
+    where: str,
+) -> str:
+    try:
+        return tokenizer.render_chat(messages, answer, options)
+    except Exception as error:  # templates raise errors of their own kinds
+        raise _fails(tokenizer, " ".join(str(error).split())[:300], where) from error
 
 
 def _message(role: str, content: str) -> Message:

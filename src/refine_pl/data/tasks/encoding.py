@@ -55,10 +55,14 @@ class Encoding:
         """What the model is given."""
         return row.prompt if self.chat is None else self.chat.wrap(row.prompt)
 
+    @property
+    def turn_end(self) -> int | None:
+        """The id that ends an answer beside the end-of-text token; None: no other does."""
+        return None if self.chat is None else self.chat.end
+
     def end(self, tokenizer: Tokenizer) -> int | None:
         """The id after an answer that is trained on."""
-        end = None if self.chat is None else self.chat.end
-        return tokenizer.eos_token_id if end is None else end
+        return tokenizer.eos_token_id if self.turn_end is None else self.turn_end
 
 
 def encode_rows(
@@ -123,7 +127,7 @@ def _cut(
             where=f"row {row.id}",
             way_out=f"max_prompt_tokens: {len(prompt)}, or over_long: cut_middle",
         )
-    end = None if encoding.chat is None else encoding.chat.end
+    end = encoding.turn_end
     kept = _without_middle(prompt, limit, row, encoding) if cut_tokens else prompt
     if whole is None:
         return TaskTokens(row, kept, cut_tokens, turn_end=end)
