@@ -1,8 +1,8 @@
 # refine-pl with its recipes, for a machine with or without a GPU.
 #
 #   docker build -t refine-pl .
-#   docker run --rm -it -v "$PWD/runs:/work/runs" refine-pl fit --config tiny_mid
-#   docker run --rm -it --gpus all -v "$PWD:/work" refine-pl doctor
+#   docker run --rm -it -v "$PWD/runs:/workspace/runs" refine-pl fit --config tiny_mid
+#   docker run --rm -it --gpus all -v "$PWD:/workspace" refine-pl doctor
 #
 # Without a GPU, --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 FROM python:3.12-slim
@@ -23,7 +23,7 @@ COPY configs ./configs
 RUN pip install --no-cache-dir .
 
 # Runs, caches and rewards of your own lie in the folder that the command starts from.
-WORKDIR /work
-ENV HF_HOME=/work/.huggingface
+WORKDIR /workspace
+ENV HF_HOME=/workspace/.huggingface
 ENTRYPOINT ["refine-pl"]
 CMD ["--help"]
