@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from closeness import relative
 from safetensors.torch import load_file
 
 from refine_pl.backbones.pretrained import class_fields
@@ -21,10 +22,6 @@ def build(backbone, name, **options):
     policy = backbone(**class_fields(config(name), name) | options)
     policy.load_state_dict(load_file(FOLDER / name / "model.safetensors"))
     return policy
-
-
-def relative(got, expected):
-    return float((got.detach() - expected).norm() / expected.norm())
 
 
 def check(policy, name):

@@ -5,21 +5,23 @@ import torch
 
 from refine_pl.backbones import DeltaNet, GatedDeltaNet, OlmoHybrid, Qwen35
 
-SIZES = {
-    "vocab_size": 23,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "initializer_range": 0.3,
+HEADS = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 4,
     "linear_value_head_dim": 6,
+}
+SIZES = {
+    "vocab_size": 23,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "initializer_range": 0.3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "pad_token_id": None,
-}
+} | HEADS
 ATTENTION = {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True}
 
 

@@ -13,6 +13,7 @@ import interpreted
 import interpreted_fla
 import pytest
 import torch
+from closeness import logits_of, relative
 
 from refine_pl.backbones import DeltaNet, GatedDeltaNet, load_pretrained, save_pretrained
 
@@ -74,16 +75,6 @@ def test_our_path_through_its_kernels():
     assert errors["no decay"].keys() == compared
     assert errors["decay"].keys() == compared | {"dlog_decay"}
     assert all(error < CLOSE for part in errors.values() for error in part.values()), errors
-
-
-@torch.no_grad()
-def relative(got, expected):
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
-
-
-def logits_of(policy, tokens):
-    hidden = policy(tokens).hidden
-    return policy.head(hidden.flatten(0, 1), logits=True).logits.unflatten(0, tokens.shape)
 
 
 @torch.no_grad()

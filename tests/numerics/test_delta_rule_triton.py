@@ -10,6 +10,7 @@ import sys
 import interpreted
 import pytest
 import torch
+from closeness import relative_unless_zero as relative
 
 pytestmark = pytest.mark.slow
 
@@ -44,14 +45,6 @@ def test_its_kernels_are_refused_without_a_gpu():
     x = torch.zeros(1, 2, 1, 3)
     with pytest.raises(ValueError, match="backend 'triton' cannot run: the tensors are on cpu"):
         delta_rule(x, x, x, x[..., 0], backend="triton")
-
-
-@torch.no_grad()
-def relative(got, expected):
-    size = expected.double().norm()
-    apart = (got.double() - expected.double()).norm()
-    # Gradients that are zero, such as that of a decay that nothing follows, are compared as such.
-    return float(apart / size if size > 1e-6 else apart)
 
 
 def compare(length, chunk, widths, decay, normalize, initial, given):

@@ -11,6 +11,7 @@ import sys
 import interpreted
 import pytest
 import torch
+from closeness import relative_unless_zero as relative
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +44,6 @@ def test_outputs_states_and_all_gradients():
     assert split.pop("writes") < CLOSE
     assert split.keys() == {"output", "q", "k", "v", "beta", "log_decay", "matrix"}
     assert all(error < 1e-3 for error in split.values()), split
-
-
-@torch.no_grad()
-def relative(got, expected):
-    size = expected.double().norm()
-    apart = (got.double() - expected.double()).norm()
-    # Gradients that are zero, such as that of a decay that nothing follows, are compared as such.
-    return float(apart / size if size > 1e-6 else apart)
 
 
 def draw(copies, steps, widths, decay, normalize, dtype=torch.float32):

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from closeness import relative
 
 from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.token_stats import token_stats
@@ -14,10 +15,6 @@ pytestmark = pytest.mark.gpu
 def _cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-
-
-def relative(got, expected):
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("decay", [False, True])

@@ -10,6 +10,7 @@ import sys
 import interpreted
 import pytest
 import torch
+from closeness import relative_unless_zero as relative
 
 pytestmark = pytest.mark.slow
 
@@ -57,13 +58,6 @@ def test_gradients_of_one_input_alone(found):
 def test_one_buffer_holds_all_logits(found):
     """Neither direction has more logits at once than a block has."""
     assert found["largest"] == {"elements": 4 * 64, "launches": 2 * 6}
-
-
-@torch.no_grad()
-def relative(got, expected):
-    size = expected.double().norm()
-    apart = (got.double() - expected.double()).norm()
-    return float(apart / size if size > 1e-6 else apart)
 
 
 def draw(rows, vocab_size):

@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
+from hybrids import HEADS
 from safetensors.torch import load_file, save_file
 
 from refine_pl.backbones import (
@@ -25,14 +26,8 @@ from refine_pl.errors import CheckpointError, ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"vocab_size": 31, "hidden_size": 32, "num_hidden_layers": 2}
-HYBRID = {
+HYBRID = HEADS | {
     "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 4,
-    "linear_value_head_dim": 6,
     "layer_types": ["linear_attention", "full_attention"],
 }
 FAMILIES = {
