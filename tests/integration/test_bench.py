@@ -38,8 +38,9 @@ def test_table_and_figures(tmp_path):
     for arm in written["arms"]:
         assert arm["repeats"] == 2
         assert 0 < arm["min_s"] <= arm["median_s"] <= arm["max_s"]
-        assert arm["peak_bytes"] > 0
+        assert arm["name"].startswith("ReFINE recompute") or arm["peak_bytes"] > 0
         assert arm["name"] in outcome.stdout
+    assert written["arms"][-1]["peak_bytes"] is None  # it would take as long as a timed run
     two_pass = written["arms"][2]
     assert set(two_pass["parts_s"]) == {"prefill", "select", "rollout", "reward", "update"}
     assert len(written["ratios"]) == 6

@@ -25,7 +25,7 @@ class Result:
     seconds: list[float] = field(default_factory=list)  # of each whole update
     parts: list[dict[str, float]] = field(default_factory=list)  # seconds of its parts
     ratios: list[float] = field(default_factory=list)  # to the first arm, in the same round
-    peak_bytes: int = 0
+    peak_bytes: int | None = None  # None: not measured
 
     @property
     def median_s(self) -> float:
@@ -68,8 +68,9 @@ def measure(
     """Run every arm once to warm up, then all of them in turn, ``repeats`` times.
 
     Interleaving lets a machine whose speed drifts slow all arms alike; the ratios are taken round
-    by round. ``slow`` comes last, takes part in the first ``slow_repeats`` rounds only, and is not
-    warmed up: next to its length a first run's surplus is nothing.
+    by round. ``slow`` comes last, takes part in the first ``slow_repeats`` rounds only, and is
+    neither warmed up (next to its length a first run's surplus is nothing) nor run once more for
+    its memory.
     """
     results = [Result(arm.name) for arm in arms]
     for arm in arms:
@@ -91,6 +92,8 @@ def measure(
             result.parts.append(updater.stopwatch.seconds)
             result.ratios.append(seconds / first)
     for arm, result in zip(arms, results, strict=True):
+        if arm is slow:
+            continue
         updater.stopwatch = Stopwatch(enabled=False)  # its work takes longer while it is watched
         with PeakMemory(device) as memory:
             arm.run(updater, batch)
@@ -110,8 +113,9 @@ def render(results: Sequence[Result], tokens: int) -> str:
     """
     header = ["", "seconds", "min-max", "x SFT", *PARTS, "tokens/s", "peak GiB", "x SFT"]
     rows = [header]
-    base = results[0]
+    base = results[0].peak_bytes
     for result in results:
+        peak = result.peak_bytes
         rows.append(
             [
                 result.name,
@@ -120,8 +124,8 @@ def render(results: Sequence[Result], tokens: int) -> str:
                 f"{result.ratio:.2f}",
                 *(f"{s:.3f}" if s else "-" for s in map(result.part_s, PARTS)),
                 f"{tokens / result.median_s:,.0f}",
-                f"{result.peak_bytes / 2**30:.2f}",
-                f"{result.peak_bytes / base.peak_bytes:.2f}",
+                "-" if peak is None else f"{peak / 2**30:.2f}",
+                "-" if peak is None or base is None else f"{peak / base:.2f}",
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -140,6 +144,8 @@ def summary(results: Sequence[Result]) -> dict[str, float]:
         # Round by round; the recomputed arm takes part in the first rounds only.
         return statistics.median(x / y for x, y in zip(a.seconds, b.seconds, strict=False))
 
+    assert one.peak_bytes is not None
+    assert sft.peak_bytes is not None
     return {
         "ReFINE update / SFT update": against(one, sft),
         "two-pass update / SFT update": against(two_pass, sft),
