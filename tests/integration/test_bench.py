@@ -40,12 +40,38 @@ def test_table_and_figures(tmp_path):
         assert 0 < arm["min_s"] <= arm["median_s"] <= arm["max_s"]
         assert arm["name"].startswith("ReFINE recompute") or arm["peak_bytes"] > 0
         assert arm["name"] in outcome.stdout
-    assert written["arms"][-1]["peak_bytes"] is None  # it would take as long as a timed run
+    # It would take as long as a timed run.
+    assert all(written["arms"][-1][name] is None for name in ("peak_bytes", "product_flop"))
     two_pass = written["arms"][2]
     assert set(two_pass["parts_s"]) == {"prefill", "select", "rollout", "reward", "update"}
     assert len(written["ratios"]) == 6
     assert "chunk loop" not in outcome.stdout
     assert written["equality"]["same_tokens"] == 1.0
+    check_the_peak(written, outcome.stdout)
+    assert max(map(len, outcome.stdout.splitlines()[:-1])) <= 80  # the last one names a file
+
+
+def check_the_peak(written, stdout):
+    """Shares of it follow from what is written beside them; ten operators are printed."""
+    peak = written["peak"]
+    assert (peak["side"], peak["dtype"]) == (1024, "float32")
+    assert "1,024 x 1,024 matrices in float32" in stdout
+    for arm in written["arms"][:-1]:
+        share = arm["product_flop"] / arm["median_s"] / peak["flop_per_s"]
+        assert arm["share_of_peak"] == pytest.approx(share)
+        assert f"{share:.1%}" in stdout
+    sft, joined, two_pass = (arm["product_flop"] for arm in written["arms"][:3])
+    assert sft < joined < two_pass
+    assert two_pass > 1.2 * sft  # it reads the sequences once more
+    slowest = written["slowest"]
+    assert slowest["of"] == "ReFINE joined, S=2, N=1"
+    assert len(slowest["operators"]) == 10
+    seconds = [each["seconds"] for each in slowest["operators"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert 0 < sum(each["share"] for each in slowest["operators"]) <= 1
+    for each in slowest["operators"]:
+        assert each["calls"] > 0
+        assert f"{each['name'][:30]}" in stdout
 
 
 def test_the_chunk_loop_of_lact(tmp_path):
@@ -53,7 +79,8 @@ def test_the_chunk_loop_of_lact(tmp_path):
     recipe = RECIPE.replace("tiny_mid", "lact_tiny_mid")
     outcome = command_line.run("bench", "--config", recipe, *SMALL, f"--bench.json={figures}")
     assert outcome.code == 0, outcome.stderr
-    assert "2 heads of 16, chunk 128, element-wise work uncompiled" in outcome.stdout
+    said = " ".join(outcome.stdout.split())
+    assert "2 heads of 16, chunk 128, element-wise work uncompiled" in said
     ratios = json.loads(figures.read_text())["ratios"]
     for name in ("forward", "forward and backward"):
         assert ratios[f"chunk loop / its products, {name}"] > 0

@@ -12,6 +12,7 @@ import torch
 from refine_kernels.clock import now
 from refine_pl.benchmark.arms import Arm
 from refine_pl.benchmark.memory import PeakMemory
+from refine_pl.benchmark.peak import Peak, Products
 from refine_pl.records import Batch
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.training.updater import Updater
@@ -26,6 +27,7 @@ class Result:
     parts: list[dict[str, float]] = field(default_factory=list)  # seconds of its parts
     ratios: list[float] = field(default_factory=list)  # to the first arm, in the same round
     peak_bytes: int | None = None  # None: not measured
+    flop: int | None = None  # of its products; likewise
 
     @property
     def median_s(self) -> float:
@@ -41,7 +43,11 @@ class Result:
         """The median of a part, seconds; 0 if the arm has no such part."""
         return statistics.median([parts.get(name, 0.0) for parts in self.parts])
 
-    def as_dict(self) -> dict[str, Any]:
+    def share(self, peak: Peak) -> float | None:
+        """Of the machine's peak, that the products of an update use."""
+        return None if self.flop is None else peak.share(self.flop, self.median_s)
+
+    def as_dict(self, peak: Peak) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = dict.fromkeys(name for parts in self.parts for name in parts)
         return {
@@ -53,6 +59,8 @@ class Result:
             "ratio_to_sft": self.ratio,
             "parts_s": {name: self.part_s(name) for name in names},
             "peak_bytes": self.peak_bytes,
+            "product_flop": self.flop,
+            "share_of_peak": self.share(peak),
         }
 
 
@@ -70,7 +78,7 @@ def measure(
     Interleaving lets a machine whose speed drifts slow all arms alike; the ratios are taken round
     by round. ``slow`` comes last, takes part in the first ``slow_repeats`` rounds only, and is
     neither warmed up (next to its length a first run's surplus is nothing) nor run once more for
-    its memory.
+    its memory and its products.
     """
     results = [Result(arm.name) for arm in arms]
     for arm in arms:
@@ -95,39 +103,50 @@ def measure(
         if arm is slow:
             continue
         updater.stopwatch = Stopwatch(enabled=False)  # its work takes longer while it is watched
-        with PeakMemory(device) as memory:
+        with PeakMemory(device) as memory, Products() as products:
             arm.run(updater, batch)
-        result.peak_bytes = memory.peak_bytes
+        result.peak_bytes, result.flop = memory.peak_bytes, products.flop
     return results
 
 
 PARTS = ("prefill", "select", "rollout", "reward", "update")
 
 
-def render(results: Sequence[Result], tokens: int) -> str:
-    """A row for each arm: seconds, ratio to the first, parts, tokens/s and peak memory.
+def render(results: Sequence[Result], tokens: int, peak: Peak) -> str:
+    """Two tables of at most 80 columns, with a row for each arm.
+
+    Seconds, ratio to the first arm, tokens/s and the share of the peak; parts and peak memory.
 
     Args:
         results: the first one is what the others are compared with.
         tokens: of the sequences of one update.
+        peak: of the machine.
     """
-    header = ["", "seconds", "min-max", "x SFT", *PARTS, "tokens/s", "peak GiB", "x SFT"]
-    rows = [header]
-    base = results[0].peak_bytes
+    whole = [["", "seconds", "min-max", "x SFT", "tokens/s", "of peak"]]
+    parts = [["", *PARTS, "peak GiB"]]
     for result in results:
-        peak = result.peak_bytes
-        rows.append(
+        share, memory = result.share(peak), result.peak_bytes
+        whole.append(
             [
                 result.name,
                 f"{result.median_s:.3f}",
                 f"{min(result.seconds):.2f}-{max(result.seconds):.2f}",
                 f"{result.ratio:.2f}",
-                *(f"{s:.3f}" if s else "-" for s in map(result.part_s, PARTS)),
                 f"{tokens / result.median_s:,.0f}",
-                "-" if peak is None else f"{peak / 2**30:.2f}",
-                "-" if peak is None or base is None else f"{peak / base:.2f}",
+                "-" if share is None else f"{share:.1%}",
             ]
         )
+        parts.append(
+            [
+                result.name,
+                *(f"{s:.3f}" if s else "-" for s in map(result.part_s, PARTS)),
+                "-" if memory is None else f"{memory / 2**30:.2f}",
+            ]
+        )
+    return _table(whole) + "\n\nseconds of its parts, and peak memory\n" + _table(parts)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

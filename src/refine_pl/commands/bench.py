@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,6 +21,8 @@ from refine_kernels.backends import report
 from refine_pl.benchmark.arms import arms_of, compare
 from refine_pl.benchmark.chunk_loop import chunk_loop
 from refine_pl.benchmark.measure import measure, render, summary
+from refine_pl.benchmark.peak import measure_peak
+from refine_pl.benchmark.slowest import profiled, render_slowest
 from refine_pl.commands.callback_keys import TRAINING_KEYS
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
@@ -28,6 +31,7 @@ from refine_pl.errors import ConfigError, UserError
 from refine_pl.records import Batch
 from refine_pl.refine_step import LossWeights
 from refine_pl.rollouts import Forked, Recompute
+from refine_pl.stopwatch import Stopwatch
 from refine_pl.training.module import RefineModule
 from refine_pl.training.sizes import Sizes
 from refine_pl.training.updater import Updater
@@ -38,7 +42,9 @@ ReFINE with forked states, its drawing and update joined in one pass over the se
 and ReFINE as the released code runs it (every prefix from its start, padded to the full length).
 Checks first that joined and recomputed updates are equal. Of a LaCT
 model it also times the loop over chunks against its matrix products alone. Text is random: only
-sizes matter. The recipe's trainer and data sections are not used."""
+sizes matter. It measures a large matrix product too, and says which share of that peak
+the products of an update reach, and what takes most time in a joined update. The recipe's trainer
+and data sections are not used."""
 
 # The other sections of a recipe.
 _UNUSED = ("trainer", "data", "seed_everything", "ckpt_path", "weights_only", *TRAINING_KEYS)
@@ -98,6 +104,11 @@ class BenchOptions:
         """Of the weights."""
         return torch.float64 if self.precision == "64-true" else torch.float32
 
+    @property
+    def operands(self) -> torch.dtype:
+        """Of matrix products."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else self.dtype
+
     def autocast(self) -> Callable[[], AbstractContextManager[None]]:
         """The context of every forward."""
         if self.precision == "bf16-mixed":
@@ -126,47 +137,64 @@ def main(argv: Sequence[str]) -> int:
     apart = compare(updater, batch, arms[1], arms[-1])
     tolerance = _TOLERANCE[settings.precision]
     equal = apart.holds(tolerance)
-    _write(
+    said = (
         f"joined against recomputed: {apart.same_tokens:.0%} of the tokens equal, "
         f"log-probabilities {apart.logprobs:.1e} apart, loss {apart.loss:.1e}, gradient "
         f"{apart.gradient:.1e} (relative; allowed {tolerance:.0e}): "
-        f"{'equal' if equal else 'NOT EQUAL'}\n"
+        f"{'equal' if equal else 'NOT EQUAL'}"
     )
+    _write(_filled(said) + "\n")
     if not equal:
         return 1
     *fast, slow = arms
     results = measure(
         updater, batch, fast, settings.repeats, settings.device, slow, settings.recompute_repeats
     )
+    peak = measure_peak(settings.device, settings.operands)
     ratios = summary(results)
-    _write(render(results, settings.batch_size * settings.sequence_length) + "\n")
+    _write(render(results, settings.batch_size * settings.sequence_length, peak) + "\n")
     for name, value in ratios.items():
         _write(f"{name:<28}{value:6.2f}")
-    loop = chunk_loop(
-        module.policy,
-        settings.batch_size,
-        settings.sequence_length,
-        settings.repeats,
-        settings.device,
-    )
-    if loop is not None:
-        described, loop_ratios = loop
-        _write(f"\n{described}")
-        ratios |= loop_ratios
-        for name, value in loop_ratios.items():
-            _write(f"{name:<50}{value:6.2f}")
+    _write(f"\n{peak.describe()}")
+
+    updater.stopwatch = Stopwatch(enabled=False)
+    slow_ones = profiled(lambda: arms[1].run(updater, batch), settings.device)
+    kind = "kernels" if settings.device.type == "cuda" else "operators"
+    _write(f"\n{kind} that take most time in {arms[1].name} (one more run, watched)")
+    _write(render_slowest(slow_ones))
+    ratios |= _chunk_loop(settings, module)
     if settings.json is not None:
         figures = {
             "machine": _machine(settings),
             "sequence_length": settings.sequence_length,
             "batch_size": settings.batch_size,
             "equality": {name: getattr(apart, name) for name in apart.__slots__},
-            "arms": [result.as_dict() for result in results],
+            "peak": peak.as_dict(),
+            "arms": [result.as_dict(peak) for result in results],
             "ratios": ratios,
+            "slowest": {"of": arms[1].name, kind: [each.as_dict() for each in slow_ones]},
         }
         replace_file(Path(settings.json), json.dumps(figures, indent=2) + "\n")
         _write(f"\nfigures: {settings.json}")
     return 0
+
+
+def _chunk_loop(settings: BenchOptions, module: RefineModule) -> dict[str, float]:
+    """Time and print LaCT's loop; nothing for another model."""
+    found = chunk_loop(
+        module.policy,
+        settings.batch_size,
+        settings.sequence_length,
+        settings.repeats,
+        settings.device,
+    )
+    if found is None:
+        return {}
+    described, ratios = found
+    _write(f"\n{_filled(described)}")
+    for name, value in ratios.items():
+        _write(f"{name:<50}{value:6.2f}")
+    return ratios
 
 
 def _parse(argv: Sequence[str]) -> tuple[BenchOptions, RefineModule]:
@@ -231,12 +259,17 @@ def _machine(settings: BenchOptions) -> dict[str, str | int]:
 def _head(settings: BenchOptions, module: RefineModule) -> str:
     size = sum(p.numel() for p in module.policy.parameters())
     machine = _machine(settings)
-    return (
+    what = (
         f"{type(module.policy).__name__}, {size:,} parameters; {settings.batch_size} x "
         f"{settings.sequence_length:,} tokens, {module.own_settings.plan.rollout_length} rollout "
-        f"tokens; {machine['device']}, {settings.precision}, torch {machine['torch']}\n"
-        f"{machine['kernels']}"
+        f"tokens; {machine['device']}, {settings.precision}, torch {machine['torch']}"
     )
+    return f"{_filled(what)}\n{_filled(str(machine['kernels']))}"
+
+
+def _filled(text: str) -> str:
+    """In lines of at most 80 columns."""
+    return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
 
 
 def _write(text: str) -> None:
