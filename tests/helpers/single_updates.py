@@ -39,7 +39,11 @@ def update(kind, policy, batch, *, plan=(3, 2, 4), weights=WEIGHTS, microbatch=2
     selector = parts.pop("selector", Entropy(min_prefix=8, min_suffix=8))
     rewards = {"similarity": EmbeddingSimilarity(), "match": ExactMatch()}
     step = RefineStep(
-        selector, Forked(), rewards, GroupRelative(), parts.pop("loss", ClippedPolicy())
+        selector,
+        parts.pop("generator", None) or Forked(),
+        rewards,
+        GroupRelative(),
+        parts.pop("loss", None) or ClippedPolicy(),
     )
     sizes = Sizes(None, microbatch, "minibatch", kind)
     sgd = torch.optim.SGD(policy.parameters(), 0.0)
