@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,14 +71,36 @@ def conv_tail_at(x: Tensor | Tapped, tail: Tensor | None, positions: Tensor, wid
     Returns:
         ``[B * S, width - 1, D]``.
     """
-    x = x if isinstance(x, Tapped) else Tapped(x)
-    (batch, length), device = x.values.shape[:2], x.values.device
+    return conv_tails_at((x,), () if tail is None else (tail,), positions, width)[0]
+
+
+def conv_tails_at(
+    inputs: Sequence[Tensor | Tapped], tails: Sequence[Tensor], positions: Tensor, width: int
+) -> tuple[Tensor, ...]:
+    """Those of convolutions over the same tokens, which have their places in common.
+
+    Args:
+        inputs: each as in :func:`conv_tail_at`.
+        tails: as many, or none: zeros.
+        positions: ``[B, S]``.
+        width: taps of all of them.
+
+    Returns:
+        Each ``[B * S, width - 1, D]``.
+    """
+    if not inputs:
+        return ()
+    tapped = [x if isinstance(x, Tapped) else Tapped(x) for x in inputs]
+    (batch, length), device = tapped[0].values.shape[:2], tapped[0].values.device
     row = torch.arange(batch, device=device)[:, None, None]
-    index = positions[..., None] - (width - 1) + torch.arange(width - 1, device=device)
-    picked = x.rows(index.clamp(0, length - 1) + row * length)  # [B, S, W-1, D]
-    if tail is None or width == 1:
-        earlier = torch.zeros_like(picked)
-    else:
-        before = (index + width - 1).clamp(0, width - 2) + row * (width - 1)
-        earlier = rows_of(tail.to(picked.dtype), before)
-    return torch.where((index >= 0)[..., None], picked, earlier).flatten(0, 1)
+    index = positions[..., None] + torch.arange(1 - width, 0, device=device)
+    inside = (index >= 0)[..., None]
+    here = index.clamp(0, length - 1) + row * length
+    picked = [x.rows(here) for x in tapped]  # each [B, S, W-1, D]
+    if not tails or width == 1:
+        return tuple(torch.where(inside, x, 0).flatten(0, 1) for x in picked)
+    before = (index + width - 1).clamp(0, width - 2) + row * (width - 1)
+    earlier = [rows_of(t.to(x.dtype), before) for t, x in zip(tails, picked, strict=True)]
+    return tuple(
+        torch.where(inside, x, e).flatten(0, 1) for x, e in zip(picked, earlier, strict=True)
+    )

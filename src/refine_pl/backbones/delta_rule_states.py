@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import NamedTuple, Self
 
 from torch import Tensor
 
 from refine_kernels.compact import Tapped, tap
 from refine_kernels.delta_rule import DeltaRuleOutput, SharedState
-from refine_kernels.short_conv import conv_tail_at
+from refine_kernels.short_conv import conv_tails_at
 from refine_pl.backbones.base import LayerState, LayerTrail
 
 
@@ -53,8 +52,7 @@ class ConvInputs(NamedTuple):
 
     def at(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Those before ``positions [B, S]``, each ``[B * S, conv_size - 1, channels]``."""
-        pairs = zip_longest(self.inputs, self.tails)
-        return tuple(conv_tail_at(x, tail, positions, self.width) for x, tail in pairs)
+        return conv_tails_at(self.inputs, self.tails, positions, self.width)
 
 
 @dataclass(frozen=True, slots=True)
