@@ -1,5 +1,7 @@
 """Each Triton kernel, and flash-linear-attention's, against torch in float64."""
 
+import os
+
 import pytest
 import torch
 from exactly import CLOSE, apart, assert_close
@@ -13,6 +15,8 @@ from refine_kernels.swiglu import swiglu
 from refine_kernels.token_stats import token_stats
 
 pytestmark = pytest.mark.gpu
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def whole_rows(place, kernels, dtype, length, decay, given):
@@ -39,10 +43,10 @@ def whole_rows(place, kernels, dtype, length, decay, given):
 
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("decay", [False, True])
-@pytest.mark.parametrize("length", ["short", "long"])
+@pytest.mark.parametrize("length", ["long"] if INTERPRETED else ["short", "long"])
 def test_delta_rule(place, products, length, decay, given):
-    lengths = place.size({"short": 100, "long": 1300}, {"short": 21, "long": 70})
-    whole_rows(place, "triton", products, lengths[length], decay, given)
+    tokens = 100 if length == "short" else place.size(1300, 70)
+    whole_rows(place, "triton", products, tokens, decay, given)
 
 
 @pytest.mark.parametrize("decay", [False, True])

@@ -75,7 +75,7 @@ class Again(Forked):
 def gradient(kind, policy, place, generator):
     """Of one update; on a GPU in mixed precision, as training does it."""
     parts = {"selector": Fixed(stride=place.size(77, 17), min_prefix=8, min_suffix=4)}
-    parts |= {"plan": place.size((8, 2, 5), (2, 2, 2)), "generator": generator}
+    parts |= {"plan": place.size((8, 2, 5), (1, 2, 2)), "generator": generator}
     on = nullcontext if not place.is_gpu else lambda: torch.autocast("cuda", torch.bfloat16)
     loss, gradients, _ = update(kind, policy, rows_of(place), autocast=on, **parts)
     assert len(gradients) == len(list(policy.parameters()))
