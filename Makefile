@@ -30,8 +30,8 @@ endif
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## train a small DeltaNet on real text: next-token warm-up, then ReFINE
-	@$(BIN)/refine-pl fit --config tiny_mid
+demo: $(STAMP) ## ReFINE beside plain training, from one start: what does it add?
+	@$(BIN)/refine-pl compare --config tiny_compare --from tiny --out runs/demo
 
 test: $(STAMP) ## the whole test suite
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)

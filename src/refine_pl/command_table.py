@@ -13,6 +13,11 @@ COMMANDS = {
     "predict": (_ANSWERS, True, "answer prompts: refine-pl predict --prompts FILE"),
     "lm-eval": ("refine_pl.commands.lm_eval", False, "tasks of EleutherAI's harness"),
     "sweep": ("refine_pl.commands.sweep", False, "run overlays and seeds, one after the other"),
+    "compare": (
+        "refine_pl.commands.compare",
+        False,
+        "arms of one start against plain training, with intervals",
+    ),
     "bench": ("refine_pl.commands.bench", False, "time an update of a recipe's model"),
     "report": ("refine_pl.commands.report", False, "runs as a page with tables and figures"),
     "export": ("refine_pl.commands.export", False, "write a checkpoint in the published layout"),

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 _ONE_FILE = ("--config", "-c", "--eval")  # options that take the name of a configuration
-_FILES = ("--overlays",)  # that take several, or folders
+_FILES = ("--overlays", "--arms")  # that take several, or folders
 
 
 def folder() -> Path:

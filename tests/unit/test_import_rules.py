@@ -72,7 +72,8 @@ RULES = {
         "whole_files",
     ),
     "callbacks": (*ENGINE, "evaluation", "figures", "training"),
-    "report": ("errors", "evaluation", "figures", "sweep", "training", "whole_files"),
+    "comparison": (*ENGINE, "evaluation", "sweep", "training"),
+    "report": ("comparison", "errors", "evaluation", "figures", "sweep", "training", "whole_files"),
     "sweep": ("errors", "interrupts", "training"),
     "benchmark": (*ENGINE, "refine_kernels", "training"),
     "commands": (
@@ -84,6 +85,7 @@ RULES = {
         "chat",
         "checksums",
         "command_table",
+        "comparison",
         "data",
         "evaluation",
         "interrupts",

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ are skipped, the interrupted one resumes from its last checkpoint. Options after
 every run: refine-pl sweep ... -- --trainer.max_steps 10"""
 
 # What the sweep itself gives to each run.
-_SEEDED = ("seed_everything", "model.seed", "data.init_args.seed")
+SEEDED = ("seed_everything", "model.seed", "data.init_args.seed")
 _WIDE = 1000  # columns
 _PLACED = {f"logger.init_args.{name}" for name in ("save_dir", "name", "version")}
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args, options = _parse(argv)
     overlays = find_overlays(args.overlays, args.config[-1], args.base)
-    base = _resolve(args.config, overlays, options)
+    base = resolve_all(args.config, overlays, options)
     entries = [
         SweepEntry(overlay.overlay, overlay.group, seed, f"{overlay.label}/seed_{seed}")
         for overlay in overlays
@@ -59,70 +59,111 @@ def main(argv: Sequence[str]) -> int:
     ]
     for entry in entries if args.eval else ():
         entry.test = SweepTest(f"{entry.run}/test")
-    recipe = SweepBase(args.config, options, _shared(base))
+    recipe = SweepBase(args.config, options, shared(base))
     asked = SweepIndex(recipe, entries, args.eval, overlays)
     folder = Path(args.out)
-    seeded = [name for name in _SEEDED if name in dict(flatten(base))]
+    seeded = [name for name in SEEDED if name in dict(flatten(base))]
     runs = [entry.run for entry in entries]
 
     sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry)
-    if args.dry_run:
-        for words in sweep.commands():
-            _say(shlex.join(["refine-pl", *words]))
-        return 0
     again = shlex.join(["refine-pl", "sweep", *argv])
-    with exclusive(folder) as held:
-        sweep = replace(sweep, index=continued(folder, asked))  # again: now nobody else writes
+    return carry_out(sweep, asked, again, args.dry_run, _show_results)
+
+
+def carry_out(
+    sweep: Sweep,
+    asked: SweepIndex,
+    again: str,
+    dry_run: bool,
+    show: Callable[[Sweep], None],
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Run what is not finished, and show the results.
+
+    Args:
+        sweep: what is to be run.
+        asked: what was asked for now.
+        again: the command that goes on.
+        dry_run: print the commands alone.
+        show: shows the results; what it raises is said, after the runs that failed.
+        prepare: is called before the first run, once the folder is held.
+
+    Returns:
+        0, or 1 if a run has failed or was interrupted.
+    """
+    if dry_run:
+        for words in sweep.commands():
+            say(shlex.join(["refine-pl", *words]))
+        return 0
+    with exclusive(sweep.folder) as held:
+        sweep = replace(sweep, index=continued(sweep.folder, asked))  # now nobody else writes
         try:
-            failed = sweep.run(held, _say)
+            sweep.write()
+            if prepare is not None:
+                prepare()
+            failed = sweep.run(held, say)
         except KeyboardInterrupt as stop:
-            _say("interrupted")
+            say("interrupted")
             signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
             raise Interrupted(signum, f"to go on: {again}") from None
-    _show_results(sweep)
+        show(sweep)
     for name, error, log in failed:
-        _say(f"FAILED {name}: {error}\n  log: {log}")
+        say(f"FAILED {name}: {error}\n  log: {log}")
     if failed:
-        _say(f"{len(failed)} failed; --retry runs them again")
+        say(f"{len(failed)} failed; --retry runs them again")
     interrupted = sweep.interrupted()
     if interrupted:
-        _say(f"{interrupted} interrupted; to go on: {again}")
+        say(f"{interrupted} interrupted; to go on: {again}")
     return 1 if failed or interrupted else 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    words = list(argv)
-    cut = words.index("--") if "--" in words else len(words)
-    other = "options for every run come after --: refine-pl sweep ... -- --model.seed 1"
-    parser = Arguments(other=other, prog="refine-pl sweep", description=_HELP)
+    parser = run_arguments("refine-pl sweep", _HELP)
     add = parser.add_argument
-    add("--config", action="append", required=True, help="the recipe; may be given several times")
     add("--overlays", nargs="+", default=[], metavar="PATH", help="files, or folders of files")
-    add("--seeds", nargs="+", type=_seed, default=[0], metavar="S", help="default: 0")
-    add("--out", required=True, help="folder of the results")
     add("--base", action="store_true", help="run the recipe itself too")
     add("--eval", metavar="FILE", help="configuration for refine-pl test after each run")
+    args, options = parse_runs(parser, argv)
+    if args.eval is not None and not Path(args.eval).is_file():
+        raise ConfigError(f"there is no configuration file {args.eval}", where="--eval")
+    return args, options
+
+
+def run_arguments(program: str, description: str) -> Arguments:
+    """The arguments of a command that runs a recipe many times."""
+    other = f"options for every run come after --: {program} ... -- --model.seed 1"
+    parser = Arguments(other=other, prog=program, description=description)
+    add = parser.add_argument
+    add("--config", action="append", required=True, help="the recipe; may be given several times")
+    add("--seeds", nargs="+", type=seed_number, default=[0], metavar="S", help="default: 0")
+    add("--out", required=True, help="folder of the results")
     add("--retry", action="store_true", help="run those again that failed")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
+    return parser
+
+
+def parse_runs(parser: Arguments, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of the command, and the options for every run, which follow ``--``."""
+    words = list(argv)
+    cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
     if len(set(args.seeds)) < len(args.seeds):
         raise ConfigError(f"a seed is given twice: {args.seeds}", where="--seeds")
-    if args.eval is not None and not Path(args.eval).is_file():
-        raise ConfigError(f"there is no configuration file {args.eval}", where="--eval")
     return args, words[cut + 1 :]
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
+    """A seed as it is written on the command line."""
     seed = int(text)
     if seed < 0:
         raise ValueError(text)
     return seed
 
 
-_seed.__name__ = "seed (a whole number from 0)"
+seed_number.__name__ = "seed (a whole number from 0)"
 
 
-def _resolve(
+def resolve_all(
     configs: Sequence[str], overlays: Sequence[SweepOverlay], options: Sequence[str]
 ) -> dict[str, Any]:
     """The recipe's settings; the overlays get what they change.
@@ -138,12 +179,13 @@ def _resolve(
     base = resolve(["fit", *files, *options])
     _check_places(base)
     for overlay in overlays:
-        if overlay.file is not None:
-            with_it = resolve(["fit", *files, "--config", overlay.file, *options])
-            overlay.changes = changes(_shared(base), _shared(with_it))
+        if overlay.file is not None or overlay.options:
+            file = ["--config", overlay.file] if overlay.file else []
+            with_it = resolve(["fit", *files, *file, *options, *overlay.options])
+            overlay.changes = changes(shared(base), shared(with_it))
             check_effect(overlay, with_it)
             if not overlay.changes:
-                _say(f"{overlay.label} changes nothing: it is the recipe as it is")
+                say(f"{overlay.label} changes nothing: it is the recipe as it is")
     return base
 
 
@@ -171,12 +213,12 @@ def _check_places(base: Mapping[str, Any]) -> None:
             )
 
 
-def _shared(resolved: Mapping[str, Any]) -> dict[str, Any]:
+def shared(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted key, without those that the sweep gives to each run."""
     return {
         key: value
         for key, value in flatten(resolved)
-        if key not in _SEEDED and not key.startswith("trainer.logger")
+        if key not in SEEDED and not key.startswith("trainer.logger")
     }
 
 
@@ -193,6 +235,7 @@ def _show_results(sweep: Sweep) -> None:
     console.print(f"report   refine-pl report {sweep.folder}", soft_wrap=True)
 
 
-def _say(text: str, end: str = "\n") -> None:
+def say(text: str, end: str = "\n") -> None:
+    """Print at once, also where output is a pipe."""
     sys.stdout.write(text + end)
     sys.stdout.flush()

@@ -13,6 +13,7 @@ from refine_pl.report.markdown import FIGURES, figures_of, render_markdown
 from refine_pl.report.page import Block, Page
 from refine_pl.report.reading import Run, open_runs
 from refine_pl.report.sections.ablation import ablations
+from refine_pl.report.sections.arms import arms, verdicts
 from refine_pl.report.sections.comparison import comparisons
 from refine_pl.report.sections.evaluation import evaluations
 from refine_pl.report.sections.overview import overview
@@ -24,6 +25,8 @@ from refine_pl.whole_files import replace_file
 HTML, MARKDOWN = "report.html", "report.md"
 
 SECTIONS: dict[str, Callable[[Sequence[Run]], Iterator[Block]]] = {
+    "Verdict": verdicts,
+    "Arms": arms,
     "Runs": overview,
     "Settings that differ": differing_settings,
     "Validation": validations,

@@ -19,7 +19,13 @@ from refine_pl.sweep.process import (
     was_interrupted,
 )
 from refine_pl.training.record_files import write_json
-from refine_pl.training.run_folder import SWEEP, SweepEntry, SweepIndex, SweepTest
+from refine_pl.training.run_folder import (
+    SWEEP,
+    SweepEntry,
+    SweepIndex,
+    SweepOverlay,
+    SweepTest,
+)
 
 _TEST_LOG = "test.log"
 
@@ -70,7 +76,7 @@ class Sweep:
             ConfigError: a configuration was changed after the sweep had started.
             KeyboardInterrupt: a signal has come; the run that it found has ended too.
         """
-        self._write()
+        self.write()
         spent: list[float] = []
         contents = {entry.label: self._contents(entry) for entry in self.asked}
         due = [entry for entry in self.asked if self._is_due(entry) or self._test_is_due(entry)]
@@ -89,9 +95,12 @@ class Sweep:
             say(f"{outcome}, {duration(spent[-1])}{rest}", "\n")
         return list(self._failures())
 
+    def _overlay(self, entry: SweepEntry) -> SweepOverlay:
+        return next(o for o in self.index.overlays if o.label == entry.label)
+
     def _files(self, entry: SweepEntry) -> list[str]:
         """The configurations of a run, in their order."""
-        file = next(o.file for o in self.index.overlays if o.label == entry.label)
+        file = self._overlay(entry).file
         return [*self.index.base.configs, *([file] if file else [])]
 
     def _contents(self, entry: SweepEntry) -> list[bytes]:
@@ -99,7 +108,7 @@ class Sweep:
 
     def _fit(self, entry: SweepEntry, checkpoint: Path | None = None) -> list[str]:
         words = ["fit", *(word for file in self._files(entry) for word in ("--config", file))]
-        words += self.index.base.options
+        words += [*self.index.base.options, *self._overlay(entry).options]
         run = self.folder / entry.run
         logger = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
         for name in self.seeded:
@@ -132,7 +141,7 @@ class Sweep:
             if checkpoint is None:
                 test.status = "failed"
                 test.error = "the run wrote no checkpoint: its trainer needs a ModelCheckpoint"
-                self._write()
+                self.write()
             else:
                 self._attempt(test, self._test(test, checkpoint), run / _TEST_LOG, held)
         if test is None or test.status == "done":
@@ -151,7 +160,7 @@ class Sweep:
             stage.status, stage.error = status, error
             if status != "running":
                 stage.seconds = round(before + time.monotonic() - started, 1)
-            self._write()
+            self.write()
 
         note("running")
         try:
@@ -178,7 +187,8 @@ class Sweep:
                     name = f"{entry.label} seed {entry.seed}{what}"
                     yield name, stage.error or "", self.folder / entry.run / log
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the index."""
         write_json(self.folder / SWEEP, self.index)
 
 

@@ -226,6 +226,7 @@ class SweepOverlay:
     group: str  # what it is compared within: the name of the file's folder
     file: str | None  # the configuration; None for the recipe as it is
     changes: dict[str, Any] = field(default_factory=dict)  # settings by dotted key
+    options: list[str] = field(default_factory=list)  # that come last
 
     @property
     def label(self) -> str:

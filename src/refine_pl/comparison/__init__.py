@@ -1,0 +1,1 @@
+"""Arms of one start side by side: paired differences, the temperature control, a verdict."""
