@@ -210,8 +210,8 @@ class Reader:
             hotpotqa(self.folder / words[words.index("--hotpotqa") + 1])
             words = [*words, "--tokenizer", "bytes", "--length", "700", "--rows", "8"]
             words += ["--validation_rows", "2"]
-        if words[0] == "sweep":
-            words = ["sweep", "--dry_run", *words[1:]]
+        if words[0] in ("sweep", "compare"):
+            words = [words[0], "--dry_run", *words[1:]]
         runs = words[0] in ("fit", "validate", "test", "predict", "bench", "lm-eval")
         asks = any(w in ("--help", "--print_config") or w.endswith(".help") for w in words)
         return run(*words, *(["--print_config"] if runs and not asks else []))
