@@ -45,9 +45,19 @@ if sys.argv[1] == "test":
 place = [words[f"--trainer.logger.init_args.{n}"] for n in ("save_dir", "name", "version")]
 run = Path(*place)
 (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+if Path("meet").exists():  # until two are here
+    print("threads", os.environ.get("OMP_NUM_THREADS"))
+    Path(f"here_{os.getpid()}").touch()
+    while len(list(Path().glob("here_*"))) < 2:
+        time.sleep(0.02)
 if Path("hold").exists():
-    Path("reached").touch()
-    time.sleep(60)
+    try:
+        Path("reached").touch()
+        Path(f"reached_{run.parent.name}").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        if Path("hold").read_text() != run.parent.name:  # whose training had just ended
+            raise
 if Path("killed").exists():
     number = int(Path("killed").read_text())
     Path("killed").unlink()
@@ -346,7 +356,48 @@ def test_a_signal_ends_the_run_too_and_says_how_to_go_on(stub, name, code):
     assert set(statuses().values()) == {"done"}
 
 
+def test_two_runs_at_a_time_share_the_cores(stub, monkeypatch):
+    Path("meet").touch()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    outcome = command_line.run(*sweep("--overlays", "length", "--seeds", "0", "1", "--jobs", "2"))
+    assert outcome.code == 0
+    lines = outcome.stdout.splitlines()
+    assert lines[:2] == ["[1/4] length/1 seed 0 ... ", "[2/4] length/1 seed 1 ... "]
+    assert sum("seed 1 ... done" in line for line in lines) == 2
+    assert set(statuses().values()) == {"done"}
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    for run in statuses():
+        assert f"threads {share}" in Path("out", run, "run.log").read_text()
+
+
+def test_a_signal_ends_all_runs_and_keeps_what_had_finished(stub):
+    Path("meet").touch()
+    Path("hold").write_text("2")
+
+    def press():
+        for number in (1, 2):
+            wait_for(f"reached_{number}")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    words = sweep("--overlays", "length", "--jobs", "2")
+    try:
+        outcome = command_line.run(*words)
+    finally:
+        presser.join()
+    assert outcome.code == 143
+    assert statuses() == {"length/1/seed_0": "interrupted", "length/2/seed_0": "done"}
+    for name in Path().glob("here_*"):
+        assert not Path("/proc", name.name.removeprefix("here_")).exists()
+    Path("hold").unlink()
+    assert command_line.run(*words).code == 0
+    assert set(statuses().values()) == {"done"}
+    assert Path("out/length/2/seed_0/run.log").read_text().count("$ ") == 1
+
+
 WRONG = {
+    "no runs at a time": (["--jobs", "0"], "invalid number of runs"),
     "a folder that holds something": (
         ["--out", "docs"],
         "docs holds something that is not a sweep",

@@ -11,7 +11,7 @@ from refine_pl.errors import ConfigError, DataError
 from refine_pl.sweep.index import continued
 from refine_pl.sweep.loop import duration
 from refine_pl.sweep.overlays import changes, check_effect, find_overlays
-from refine_pl.sweep.process import clear, newest_checkpoint, prepare, reason, run_logged
+from refine_pl.sweep.process import clear, newest_checkpoint, prepare, reason, start
 from refine_pl.sweep.table import last_numbers, results_table, spread
 from refine_pl.training.run_folder import SweepBase, SweepEntry, SweepIndex, SweepOverlay
 
@@ -83,7 +83,7 @@ def test_the_reason_of_a_failure_is_that_of_the_last_attempt(tmp_path):
 def test_output_goes_to_the_log(tmp_path):
     command = [sys.executable, "-c", "import sys; print('a'); sys.stderr.write('b'); sys.exit(4)"]
     with (tmp_path / "held").open("w") as held:
-        assert run_logged(command, tmp_path / "log", held.fileno()) == 4
+        assert start(command, tmp_path / "log", held.fileno()).wait() == 4
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[0].startswith("$ ")
     assert set(lines[1:]) == {"a", "b"} or lines[1:] == ["ba"]

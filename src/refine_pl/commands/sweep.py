@@ -27,11 +27,11 @@ from refine_pl.training.run_folder import (
     SweepTest,
 )
 
-_HELP = """Runs a recipe with each overlay and each seed, one after the other, each run in a process
-and a folder of its own: OUT/GROUP/OVERLAY/seed_S. The group is the name of the overlay's folder.
-OUT/sweep.json is the index. The same command goes on where a sweep was interrupted: finished runs
-are skipped, the interrupted one resumes from its last checkpoint. Options after -- are given to
-every run: refine-pl sweep ... -- --trainer.max_steps 10"""
+_HELP = """Runs a recipe with each overlay and each seed, one after the other or a few at a time,
+each run in a process and a folder of its own: OUT/GROUP/OVERLAY/seed_S. The group is the name of
+the overlay's folder. OUT/sweep.json is the index. The same command goes on where a sweep was
+interrupted: finished runs are skipped, the interrupted ones resume from their last checkpoints.
+Options after -- are given to every run: refine-pl sweep ... -- --trainer.max_steps 10"""
 
 # What the sweep itself gives to each run.
 SEEDED = ("seed_everything", "model.seed", "data.init_args.seed")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     seeded = [name for name in SEEDED if name in dict(flatten(base))]
     runs = [entry.run for entry in entries]
 
-    sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry)
+    sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry, args.jobs)
     again = shlex.join(["refine-pl", "sweep", *argv])
     return carry_out(sweep, asked, again, args.dry_run, _show_results)
 
@@ -102,11 +102,11 @@ def carry_out(
             if prepare is not None:
                 prepare()
             failed = sweep.run(held, say)
+            show(sweep)
         except KeyboardInterrupt as stop:
             say("interrupted")
             signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
             raise Interrupted(signum, f"to go on: {again}") from None
-        show(sweep)
     for name, error, log in failed:
         say(f"FAILED {name}: {error}\n  log: {log}")
     if failed:
@@ -138,6 +138,7 @@ def run_arguments(program: str, description: str) -> Arguments:
     add("--seeds", nargs="+", type=seed_number, default=[0], metavar="S", help="default: 0")
     add("--out", required=True, help="folder of the results")
     add("--retry", action="store_true", help="run those again that failed")
+    add("--jobs", type=_jobs, default=1, metavar="N", help="runs at a time; they share the cores")
     add("--dry_run", action="store_true", help="print the commands, and run nothing")
     return parser
 
@@ -161,6 +162,16 @@ def seed_number(text: str) -> int:
 
 
 seed_number.__name__ = "seed (a whole number from 0)"
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if jobs < 1:
+        raise ValueError(text)
+    return jobs
+
+
+_jobs.__name__ = "number of runs (a whole number from 1)"
 
 
 def resolve_all(

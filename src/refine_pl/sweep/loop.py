@@ -1,13 +1,14 @@
-"""The loop of a sweep: one run after the other, and after each one its test."""
+"""The loop of a sweep: one run after the other, or a few at a time, and after each its test."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refine_pl.errors import ConfigError
+from refine_pl.sweep.jobs import Program, Task, side_by_side
 from refine_pl.sweep.process import (
     LOG,
     PROGRAM,
@@ -15,7 +16,6 @@ from refine_pl.sweep.process import (
     newest_checkpoint,
     prepare,
     reason,
-    run_logged,
     was_interrupted,
 )
 from refine_pl.training.record_files import write_json
@@ -40,6 +40,7 @@ class Sweep:
         runs: the folders of the runs that are asked for, in their order.
         seeded: the settings that are given the seed.
         retry: run those again that failed.
+        jobs: how many runs there are at a time.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Sweep:
     runs: Sequence[str]
     seeded: Sequence[str]
     retry: bool = False
+    jobs: int = 1
 
     @property
     def asked(self) -> list[SweepEntry]:
@@ -74,25 +76,34 @@ class Sweep:
 
         Raises:
             ConfigError: a configuration was changed after the sweep had started.
-            KeyboardInterrupt: a signal has come; the run that it found has ended too.
+            KeyboardInterrupt: a signal has come; the runs that it found have ended too.
         """
         self.write()
-        spent: list[float] = []
         contents = {entry.label: self._contents(entry) for entry in self.asked}
         due = [entry for entry in self.asked if self._is_due(entry) or self._test_is_due(entry)]
-        for number, entry in enumerate(due, 1):
-            say(f"[{number}/{len(due)}] {entry.label} seed {entry.seed} ... ", "")
+        spent: list[float] = []
+
+        def told(number: int, entry: SweepEntry) -> Task:
+            """A run, with a line about it."""
+            title = f"[{number}/{len(due)}] {entry.label} seed {entry.seed} ... "
+            alone = self.jobs == 1
+            say(title, "" if alone else "\n")
             if self._contents(entry) != contents[entry.label]:
                 raise ConfigError(
                     f"the configuration of {entry.label} was changed after the sweep had started",
                     way_out="start the sweep again, with another --out",
                 )
             started = time.monotonic()
-            outcome = self._run(entry, held)
+            outcome = yield from self._run(entry)
             spent.append(time.monotonic() - started)
-            left = sum(spent) / number * (len(due) - number)
+            left = sum(spent) / len(spent) * (len(due) - len(spent)) / self.jobs
             rest = f"; about {duration(left)} left" if left else ""
-            say(f"{outcome}, {duration(spent[-1])}{rest}", "\n")
+            say(f"{'' if alone else title}{outcome}, {duration(spent[-1])}{rest}", "\n")
+            return outcome
+
+        tasks = (told(number, entry) for number, entry in enumerate(due, 1))
+        for _ in side_by_side(tasks, self.jobs, held):
+            pass
         return list(self._failures())
 
     def _overlay(self, entry: SweepEntry) -> SweepOverlay:
@@ -128,11 +139,11 @@ class Sweep:
     def _test_is_due(self, entry: SweepEntry) -> bool:
         return entry.status == "done" and entry.test is not None and self._is_due(entry.test)
 
-    def _run(self, entry: SweepEntry, held: int) -> str:
+    def _run(self, entry: SweepEntry) -> Task:
         """What is due of an entry; how it ended."""
         run, test = self.folder / entry.run, entry.test
         if self._is_due(entry):
-            self._attempt(entry, self._fit(entry, prepare(run)), run / LOG, held)
+            yield from self._attempt(entry, self._fit(entry, prepare(run)), run / LOG)
             if entry.status != "done":
                 return "FAILED" if entry.status == "failed" else entry.status
             clear(run)
@@ -143,14 +154,14 @@ class Sweep:
                 test.error = "the run wrote no checkpoint: its trainer needs a ModelCheckpoint"
                 self.write()
             else:
-                self._attempt(test, self._test(test, checkpoint), run / _TEST_LOG, held)
+                yield from self._attempt(test, self._test(test, checkpoint), run / _TEST_LOG)
         if test is None or test.status == "done":
             return "done"
         return f"done, test {'FAILED' if test.status == 'failed' else test.status}"
 
     def _attempt(
-        self, stage: SweepEntry | SweepTest, words: Sequence[str], log: Path, held: int
-    ) -> None:
+        self, stage: SweepEntry | SweepTest, words: Sequence[str], log: Path
+    ) -> Generator[Program, int, None]:
         """Run an entry or its test, and note how it ended."""
         before = stage.seconds or 0.0
         start = log.stat().st_size if log.exists() else 0
@@ -164,7 +175,7 @@ class Sweep:
 
         note("running")
         try:
-            code = run_logged([*PROGRAM, *words], log, held)
+            code = yield Program([*PROGRAM, *words], log)
         except KeyboardInterrupt:
             note("interrupted")
             raise

@@ -1,15 +1,17 @@
-"""One run in a process of its own: its folder, its log, and how it ends."""
+"""Runs in processes of their own: the folder, the log, and how they end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refine_pl.interrupts import SIGNALS
@@ -66,44 +68,38 @@ def clear(run: Path) -> None:
         spare.unlink(missing_ok=True)
 
 
-def run_logged(command: Sequence[str], log: Path, held: int) -> int:
-    """Run a program, and append what it prints to ``log``.
+def start(
+    command: Sequence[str], log: Path, held: int, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that appends what it prints to ``log``.
 
     Args:
         command: the program and its arguments.
         log: its folder must exist.
         held: a file descriptor that the process inherits.
-
-    Returns:
-        The exit code, or the number of the signal that ended it, below 0.
-
-    Raises:
-        KeyboardInterrupt: a signal has come, after the process has ended too.
+        environment: its variables; this process's if left out.
     """
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
         # A session of its own, so that Ctrl-C reaches it once, through this process.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(held,),
+            env=environment,
         )
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            _end(process)
-            raise
 
 
 def was_interrupted(code: int) -> bool:
     """Whether a signal asked a run to stop, which it may do again from where it stopped.
 
     Args:
-        code: as :func:`run_logged` returns it; the run may have noticed the signal, or just ended.
+        code: of the process, or the signal's number below 0; the run may have noticed the signal,
+            or just ended.
     """
     return code in {sign for signum in SIGNALS for sign in (128 + signum, -signum)}
 
@@ -119,15 +115,28 @@ def reason(log: Path, start: int, code: int) -> str:
     return " ".join(told)[:_REASON_SHOWN] if told else f"exit code {code}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask programs to stop, all at once, and wait; what then still runs is killed.
+
+    Args:
+        processes: leaders of their sessions, as :func:`start` makes them.
+    """
+    _signal(processes, signal.SIGINT)
+    limit = time.monotonic() + _GRACE_S
     try:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(_GRACE_S)
+        for process in processes:
+            process.wait(max(0.0, limit - time.monotonic()))
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    except ProcessLookupError:
-        process.wait()
+        _signal(processes, signal.SIGKILL)
+        for process in processes:
+            process.wait()
+
+
+def _signal(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
 
 
 def _is_whole(path: Path) -> bool:
