@@ -31,7 +31,7 @@ endif
 	@touch $(STAMP)
 
 demo: $(STAMP) ## ReFINE beside plain training, from one start: what does it add?
-	@$(BIN)/refine-pl compare --config tiny_compare --from tiny --out runs/demo
+	@$(BIN)/refine-pl compare --config tiny_compare --from tiny --jobs 2 --out runs/demo
 
 test: $(STAMP) ## the whole test suite
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)

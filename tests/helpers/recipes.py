@@ -12,7 +12,7 @@ from refine_pl.backbones import DeltaNet, GatedDeltaNet, LaCT, Qwen35Multimodal,
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 # Folders of files that are laid over a recipe; other tests have them.
-OVERLAYS = {"ablations", "eval", "hardware"}
+OVERLAYS = {"ablations", "eval", "evidence", "hardware"}
 
 # Published models that recipes name, with their own settings and small sizes.
 SMALL = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2}

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
+from refine_pl.comparison.arms import to_match
 from refine_pl.comparison.control import GRID, equal_loss
-from refine_pl.comparison.cost import times_plain
+from refine_pl.comparison.cost import times_plain, times_plain_run
 from refine_pl.comparison.pairing import by_document, differences
 from refine_pl.comparison.records import ArmResult, Difference
 from refine_pl.comparison.words import change, rows, verdict
 from refine_pl.errors import ConfigError, DataError
 from refine_pl.evaluation.crossed import crossed_difference
-from refine_pl.training.run_folder import HeldOut
+from refine_pl.training.run_folder import HeldOut, SweepOverlay
 
 
 def numbers(values):
@@ -109,6 +110,22 @@ def test_costs_in_token_passes():
     recompute = {"class_path": "refine_pl.rollouts.Recompute"}
     with pytest.raises(ConfigError, match="Recompute"):
         times_plain(config(generator=recompute))
+
+
+def test_costs_of_a_run_are_those_of_its_stages():
+    stages = {"plain": {"iterations": 3, "policy_weight": 0.0}, "refine": {"iterations": 1}}
+    whole = config() | {"schedule": {"stages": stages}}
+    assert times_plain_run(whole) == pytest.approx((3 + times_plain(config())) / 4)
+    assert times_plain_run(config()) == times_plain(config())
+
+
+def test_the_arms_whose_computing_is_matched():
+    arms = [SweepOverlay("refine", "base", None), SweepOverlay("kl", "evidence", "kl.yaml")]
+    assert to_match(None, arms) == []
+    assert to_match([], arms) == arms
+    assert to_match(["kl"], arms) == arms[1:]
+    with pytest.raises(ConfigError, match="no arm lk"):
+        to_match(["lk"], arms)
 
 
 def measure(name, difference, half, seeds=(1,)):

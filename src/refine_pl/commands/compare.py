@@ -23,6 +23,7 @@ from refine_pl.comparison.arms import (
     check_measured_alike,
     find_arms,
     longer_arm,
+    to_match,
 )
 from refine_pl.comparison.records import COMPARISON, ArmResult, Comparison
 from refine_pl.errors import ConfigError
@@ -60,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--arms", nargs="+", default=["refine"], metavar="ARM", help="refine, and overlays")
     add("--from", dest="start", metavar="START", help="a checkpoint, a model's folder or name")
-    add("--compute_matched", action="store_true", help="SFT with as much computing as each arm")
+    matched = "SFT with as much computing as each of these arms; without a name as each of all"
+    add("--compute_matched", nargs="*", metavar="ARM", help=matched)
     args, options = parse_runs(parser, argv)
     folder = Path(args.out)
     start, given = _start(args.start, folder)
@@ -70,21 +72,20 @@ def main(argv: Sequence[str]) -> int:
     base = SweepOverlay("sft", BASELINE, None)
     base.options = baseline_options(resolve(["fit", *files, *options]))
     overlays = [base, *arms]
-    if args.compute_matched:
-        for arm in arms:
-            file = ["--config", arm.file] if arm.file else []
-            overlays.append(longer_arm(arm, resolve(["fit", *files, *file, *options]), base))
+    for arm in to_match(args.compute_matched, arms):
+        file = ["--config", arm.file] if arm.file else []
+        overlays.append(longer_arm(arm, resolve(["fit", *files, *file, *options]), base))
     recipe = resolve_all(args.config, overlays, options)
     check_measured_alike(overlays)
     entries = [
         SweepEntry(overlay.overlay, overlay.group, seed, f"{overlay.label}/seed_{seed}")
+        for seed in args.seeds  # seed by seed, so that what is cut short can be compared
         for overlay in overlays
-        for seed in args.seeds
     ]
     asked = SweepIndex(SweepBase(args.config, options, shared(recipe)), entries, None, overlays)
     seeded = [name for name in SEEDED if name in dict(flatten(recipe))]
     runs = [entry.run for entry in entries]
-    sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry)
+    sweep = Sweep(folder, continued(folder, asked), runs, seeded, args.retry, args.jobs)
 
     def prepare() -> None:
         if start is not None and not (start / "config.json").is_file():
@@ -119,7 +120,7 @@ def _compare(
     sweep: Sweep, base: SweepOverlay, arms: Sequence[SweepOverlay], seeds: Sequence[int], start: str
 ) -> None:
     """Compare what is done, write it and print it."""
-    from refine_pl.commands.comparing import compare_arm
+    from refine_pl.commands.comparing import compare_arm, measure_controls
     from refine_pl.comparison.show import print_comparison
 
     done = {entry.run for entry in sweep.asked if entry.status == "done"}
@@ -127,6 +128,9 @@ def _compare(
     def finished(overlay: SweepOverlay) -> list[int]:
         return [seed for seed in seeds if f"{overlay.label}/seed_{seed}" in done]
 
+    for seed in finished(base):
+        ready = [arm for arm in arms if seed in finished(arm)]
+        measure_controls(sweep.folder, base, ready, seed, say)
     known = {overlay.label: overlay for overlay in sweep.index.overlays}
 
     def results() -> Iterator[ArmResult]:
@@ -135,7 +139,6 @@ def _compare(
             if common:
                 longer = known.get(f"{BASELINE}/sft_for_{arm.overlay}")
                 use = longer is not None and set(common) <= set(finished(longer))
-                say(f"measuring {arm.overlay} against {base.overlay} ...")
                 yield compare_arm(sweep.folder, base, arm, longer if use else None, common)
 
     found = list(results())

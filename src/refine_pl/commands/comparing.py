@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refine_pl.commands.opened import open_run
 from refine_pl.comparison.control import Baseline
+from refine_pl.comparison.cost import times_plain_run
 from refine_pl.comparison.pairing import by_document, differences, held_out, sample
 from refine_pl.comparison.records import ArmResult
-from refine_pl.training.record_files import read_record, write_json
-from refine_pl.training.run_folder import HeldOut, SweepOverlay
+from refine_pl.errors import ConfigError
+from refine_pl.training.record_files import read_record, read_yaml, write_json
+from refine_pl.training.run_folder import CONFIG, HeldOut, SweepOverlay
 
 _COOLED = "cooled.json"  # Cooled, in the folder of the arm's run
 _opened: dict[Path, Baseline] = {}
@@ -25,6 +27,35 @@ class Cooled:
     base: str  # its run
     temperature: float
     rows: list[HeldOut]
+
+
+def measure_controls(
+    folder: Path,
+    base: SweepOverlay,
+    arms: Sequence[SweepOverlay],
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Measure plain training of a seed at the temperature of each arm, where that was not done.
+
+    Args:
+        folder: of all runs.
+        base: plain training.
+        arms: those that have finished.
+        seed: of all of them.
+        say: shows a line.
+    """
+
+    def run(overlay: SweepOverlay) -> Path:
+        return folder / overlay.label / f"seed_{seed}"
+
+    due = [arm for arm in arms if not (run(arm) / _COOLED).is_file()]
+    if due:
+        what = f"{len(due)} temperature{'s' if len(due) > 1 else ''}"
+        say(f"measuring {base.overlay} seed {seed} at {what}: the control ...")
+    for arm in due:
+        loss = statistics.fmean(by_document(held_out(run(arm)))["val/ntp_loss"].values())
+        _cooled(run(arm), run(base), loss)
 
 
 def compare_arm(
@@ -68,7 +99,16 @@ def compare_arm(
         longer.overlay if longer else None,
         differences(numbers, as_long) if longer else [],
         sample(ours[0], theirs[0]),
+        _cost(ours[0]),
     )
+
+
+def _cost(run: Path) -> float | None:
+    """What its updates cost, where that can be counted."""
+    try:
+        return times_plain_run(read_yaml(run / CONFIG))
+    except ConfigError:
+        return None
 
 
 def _cooled(run: Path, base: Path, ntp_loss: float) -> Cooled:

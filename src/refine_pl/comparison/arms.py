@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from refine_pl.comparison.cost import longer_options
-from refine_pl.errors import ConfigError
+from refine_pl.errors import ConfigError, did_you_mean
 from refine_pl.sweep.overlays import find_overlays
 from refine_pl.training.run_folder import SweepOverlay, stages_of
 
@@ -72,6 +72,28 @@ def _baseline(recipe: Mapping[str, Any]) -> Iterator[str]:
             if stage.get(weight):
                 yield from (f"--schedule.stages.{name}.{weight}", "0")
     yield from ("--model.steps", "per_minibatch")
+
+
+def to_match(names: Sequence[str] | None, arms: Sequence[SweepOverlay]) -> list[SweepOverlay]:
+    """The arms that plain training with as much computing is wanted for.
+
+    Args:
+        names: of arms; none for all of them. None if it is not wanted at all.
+        arms: all of them.
+
+    Raises:
+        ConfigError: an arm that is not there.
+    """
+    known = {arm.overlay: arm for arm in arms}
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(
+                f"there is no arm {name} whose computing could be matched",
+                where="--compute_matched",
+                allowed=", ".join(known),
+                way_out=did_you_mean(name, [*known]),
+            )
+    return [] if names is None else [known[name] for name in names or known]
 
 
 def longer_arm(arm: SweepOverlay, settings: Mapping[str, Any], base: SweepOverlay) -> SweepOverlay:

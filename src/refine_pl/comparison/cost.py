@@ -67,6 +67,19 @@ def _two_passes(config: Mapping[str, Any]) -> float:
     return 1 - min(1.0, float(model["minibatch_size"]) / float(batch))
 
 
+def times_plain_run(config: Mapping[str, Any]) -> float:
+    """How many times the cost of plain training with as many steps a run has.
+
+    Raises:
+        ConfigError: as :func:`times_plain`.
+    """
+    stages = stages_of(config).values()
+    total = sum(stage["iterations"] for stage in stages)
+    if not total:
+        return times_plain(config)
+    return sum(stage["iterations"] * times_plain(config, stage) for stage in stages) / total
+
+
 def longer_options(arm: Mapping[str, Any]) -> list[str]:
     """Options that let plain training run for as much computing as an arm takes.
 

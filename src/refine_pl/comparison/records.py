@@ -49,6 +49,7 @@ class ArmResult:
     longer: str | None = None  # the baseline with as much computing, if it was run
     longer_measures: list[Difference] = field(default_factory=list)
     sample: Sample | None = None
+    cost: float | None = None  # of an update, in plain ones of as many sequences, by tokens read
 
 
 @dataclass(frozen=True, slots=True)

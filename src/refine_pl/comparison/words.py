@@ -116,9 +116,9 @@ def verdict(result: ArmResult, seeds: int) -> str:
         text += f"{_beyond(control)}."
     longer = next((m for m in result.longer_measures if m.name == MATCH), None)
     if longer is not None:
-        text += (
-            f" {arm} {_against(longer, f'{base} with as much computing', 'exact match', seeds)}."
-        )
+        cost = f" ({result.cost:.2f} times the steps)" if result.cost else ""
+        other = f"{base} with as much computing{cost}"
+        text += f" {arm} {_against(longer, other, 'exact match', seeds)}."
     return text
 
 
