@@ -150,7 +150,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
+class Positions(Rows):
     """Where rollouts start. A position is the index of the first rollout token.
 
     ``S`` is what the selector made of the plan's segments; valid positions ascend within a row.
@@ -159,9 +159,14 @@ class Positions:
     index: Tensor  # [B, S] int64; the prefix is x[0 .. index-1]
     valid: Tensor  # [B, S] bool; False where a row had no legal candidate
 
+    def narrow(self, start: int, stop: int) -> Self:
+        """Rows ``start`` to ``stop - 1``; a GPU is not waited for again to know them."""
+        index = known_on_host(self.index[start:stop], on_host(self.index)[start:stop])
+        return type(self)(index, self.valid[start:stop])
+
 
 @dataclass(frozen=True, slots=True)
-class Rollouts:
+class Rollouts(Rows):
     """Sampled continuations beside the true ones.
 
     Entries that are not ``valid`` hold anything finite; token ids there are inside the vocabulary.
@@ -185,6 +190,18 @@ class Rollouts:
     def loss_mask(self) -> Tensor:
         """``[B, S, N, L]`` bool, the tokens that count in the loss."""
         return self.valid[:, :, None, None].expand(self.tokens.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Rows):
+    """Sequences with their rollouts, not yet judged."""
+
+    batch: Batch
+    rollouts: Rollouts
+    entropy: Tensor  # [B, T] float32, nats, of the policy that drew the rollouts
+
+    def __len__(self) -> int:
+        return len(self.batch)
 
 
 @dataclass(frozen=True, slots=True)

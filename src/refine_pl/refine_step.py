@@ -42,7 +42,15 @@ from refine_pl.losses import (
 )
 from refine_pl.parts import CLIPPED, ENTROPY, FORKED, GROUP_RELATIVE, SIMILARITY, build_part
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, Positions, Prefill, Reading, RolloutPlan
+from refine_pl.records import (
+    Batch,
+    Drawn,
+    Experience,
+    Positions,
+    Prefill,
+    Reading,
+    RolloutPlan,
+)
 from refine_pl.rewards.base import Reward
 from refine_pl.rewards.weighted_sum import WeightedSum
 from refine_pl.rollouts.base import RolloutGenerator
@@ -119,7 +127,6 @@ class RefineStep(nn.Module):
         for name in ("selector", "generator", "advantage"):
             check_is_made(f"model.{name}", getattr(self, name))
 
-    @torch.no_grad()
     def draw(
         self,
         policy: FastWeightLM,
@@ -143,8 +150,22 @@ class RefineStep(nn.Module):
             NotFiniteError: the model computes NaN or infinite numbers.
             PartError: a part raised, or returned what cannot be used.
         """
-        generator = RowRandom(0, 0, batch.rows) if generator is None else generator
         stopwatch = Stopwatch(enabled=False) if stopwatch is None else stopwatch
+        drawn = self.roll(policy, batch, plan, generator, stopwatch, prefill)
+        return self.judge(drawn, stopwatch)
+
+    @torch.no_grad()
+    def roll(
+        self,
+        policy: FastWeightLM,
+        batch: Batch,
+        plan: RolloutPlan,
+        generator: RowRandom | None,
+        stopwatch: Stopwatch,
+        prefill: Prefill | None = None,
+    ) -> Drawn:
+        """Steps 1 to 3, as :meth:`draw`: rows do not depend on each other."""
+        generator = RowRandom(0, 0, batch.rows) if generator is None else generator
         with stopwatch("prefill"):
             prefill = prefill or self.prefill(policy, batch)
         with stopwatch("select"):
@@ -155,10 +176,15 @@ class RefineStep(nn.Module):
         with stopwatch("rollout"), blame("model.generator", self.generator):
             rollouts = self.generator.generate(policy, prefill, batch, positions, plan, generator)
             check_rollouts(rollouts, "model.generator", self.generator, positions)
+        return Drawn(batch, rollouts, prefill.entropy)
+
+    @torch.no_grad()
+    def judge(self, drawn: Drawn, stopwatch: Stopwatch) -> Experience:
+        """Steps 4 and 5, as :meth:`draw`: parts of your own may look across the rows."""
         with stopwatch("reward"):
-            rewards, parts = self.reward.score_parts(rollouts)
-            advantages = self._estimate(rewards, rollouts.valid)
-        return Experience(batch, rollouts, parts, rewards, advantages, prefill.entropy)
+            rewards, parts = self.reward.score_parts(drawn.rollouts)
+            advantages = self._estimate(rewards, drawn.rollouts.valid)
+        return Experience(drawn.batch, drawn.rollouts, parts, rewards, advantages, drawn.entropy)
 
     def _estimate(self, rewards: Tensor, valid: Tensor) -> Tensor:
         part = self.advantage

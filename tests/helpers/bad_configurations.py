@@ -177,6 +177,17 @@ CASES = [
         line="minibach",
     ),
     Case(
+        "a word or a number",
+        {"model.draw_batch": 0},
+        ["model.draw_batch is 0", "auto", "an integer > 0"],
+        line="draw_batch",
+    ),
+    Case(
+        "draws of half a micro-batch",
+        {"model.draw_batch": 3, "model.microbatch_size": 2, "model.minibatch_size": 8},
+        ["rollouts of 3 sequences at once", "micro-batches of 2", "model.draw_batch"],
+    ),
+    Case(
         "optional",
         {"trainer.max_epochs": "many"},
         ["trainer.max_epochs is 'many'", "an integer or null"],

@@ -45,7 +45,8 @@ def update(kind, policy, batch, *, plan=(3, 2, 4), weights=WEIGHTS, microbatch=2
         GroupRelative(),
         parts.pop("loss", None) or ClippedPolicy(),
     )
-    sizes = Sizes(None, microbatch, "minibatch", kind)
+    draw_batch = parts.pop("draw_batch", "auto")
+    sizes = Sizes(None, microbatch, "minibatch", kind, draw_batch)
     sgd = torch.optim.SGD(policy.parameters(), 0.0)
     updater = Updater(policy, step, sgd, sizes, seed=5, **parts)
     settings = Settings(RolloutPlan(*plan), weights)

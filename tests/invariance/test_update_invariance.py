@@ -91,4 +91,4 @@ def test_a_prefill_that_is_given_is_not_made_again():
     model = module(generator=Spy())
     train(model, iterations=1)
     assert isinstance(model, RefineModule)
-    assert len({id(prefill) for prefill in calls}) == len(calls) == 4
+    assert len({id(prefill) for prefill in calls}) == len(calls) == 3

@@ -15,6 +15,7 @@ from refine_pl.faults import blame, checked_advantages
 from refine_pl.records import RolloutPlan
 from refine_pl.rollouts import RolloutGenerator
 from refine_pl.selectors import PositionSelector
+from refine_pl.training.sizes import Sizes
 
 SMALL_LR = 1e-4
 """Below it, steps are lost in the rounding of bfloat16 weights."""
@@ -52,18 +53,25 @@ def check_precision(precision: str) -> None:
         )
 
 
-def check_update(update: str, generator: RolloutGenerator) -> None:
-    """Refuse a joined update that the generator has no pass for.
+def check_update(sizes: Sizes, generator: RolloutGenerator) -> None:
+    """Refuse a joined update that the generator has no pass for, and draws of half a micro-batch.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: naming both settings.
     """
-    if update == "joined" and not generator.joins:
+    if sizes.update == "joined" and not generator.joins:
         raise ConfigError(
             f"model.update is joined, and {type(generator).__name__} reads every prefix again",
             where="model.update",
             allowed="auto or two_pass, with this generator",
             way_out="model.generator: refine_pl.rollouts.Forked",
+        )
+    if sizes.draw_batch != "auto" and sizes.draw_batch % sizes.microbatch:
+        raise ConfigError(
+            f"rollouts of {sizes.draw_batch} sequences at once are not those of whole "
+            f"micro-batches of {sizes.microbatch}",
+            where="model.draw_batch",
+            allowed=f"auto, or a multiple of model.microbatch_size ({sizes.microbatch})",
         )
 
 

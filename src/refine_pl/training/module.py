@@ -115,6 +115,8 @@ class RefineModule(SavedModule):
         update: ``joined``: drawing and update share one pass over the sequences, where the weights
             do not change in between; ``two_pass``: they never do; ``auto`` joins if the generator
             can. The results are the same.
+        draw_batch: sequences that rollouts are drawn for at once, on each process, where drawing is
+            a pass of its own; ``auto``: four micro-batches, two with activation checkpointing.
         gradient_clip: largest gradient norm of an update.
         max_skipped_steps: a step whose gradient is not finite is skipped; so many in a row end the
             run.
@@ -146,6 +148,7 @@ class RefineModule(SavedModule):
         steps: Literal["per_minibatch", "per_batch"] = "per_minibatch",
         rollouts_per: Literal["batch", "minibatch"] = "batch",
         update: Literal["auto", "joined", "two_pass"] = "auto",
+        draw_batch: Literal["auto"] | PositiveInt = "auto",
         gradient_clip: PositiveFloat = 1.0,
         max_skipped_steps: PositiveInt = 20,
         seed: NonNegativeInt = 0,
@@ -169,9 +172,8 @@ class RefineModule(SavedModule):
         self.make_optimizer = maker(optimizer)
         self.make_lr_scheduler = lr_scheduler
         self.minibatch_size = minibatch_size
-        self.sizes = Sizes(
-            None if steps == "per_batch" else minibatch_size, microbatch_size, rollouts_per, update
-        )
+        per_step = None if steps == "per_batch" else minibatch_size
+        self.sizes = Sizes(per_step, microbatch_size, rollouts_per, update, draw_batch)
         self.gradient_clip = gradient_clip
         self.max_skipped_steps = max_skipped_steps
         self.seed = seed
@@ -214,7 +216,7 @@ class RefineModule(SavedModule):
             self.phase = find_phase(self.trainer)
             self.part_settings = self._part_settings()
             check_reward_names(self.refine_step.reward.names)
-            check_update(self.sizes.update, self.refine_step.generator)
+            check_update(self.sizes, self.refine_step.generator)
             check_manual_optimization(self.trainer)
             own = type(self) is RefineModule
             check_callbacks(self.trainer, own, self.refine_step.reward.names)

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from refine_pl.records import Batch, Packs
+from refine_pl.rollouts.base import RolloutGenerator
 
 T = TypeVar("T")
 
@@ -46,10 +47,26 @@ class Sizes:
     microbatch: int  # rows of a forward and backward pass, on each process
     rollouts_per: Literal["batch", "minibatch"] = "batch"  # what is drawn before the first step
     update: Literal["auto", "joined", "two_pass"] = "auto"  # auto: joined where it is possible
+    # Rows that rollouts are drawn for at once where that is a pass of its own, on each process.
+    draw_batch: int | Literal["auto"] = "auto"
 
     def updates(self, batch_size: int) -> int:
         """Optimizer steps that ReFINE takes for ``batch_size`` rows, over all processes."""
         return 1 if self.minibatch is None else batch_size // self.minibatch
+
+    def drawn_at_once(self, policy: nn.Module, generator: RolloutGenerator) -> int:
+        """Rows that rollouts are drawn for at once, whole micro-batches of them.
+
+        An update holds the activations of a micro-batch, and drawing the trails of these rows. A
+        trail is less: a fourth or so of all activations, a half where those are recomputed. A
+        generator that reads prefixes again holds more than an update.
+        """
+        if self.draw_batch != "auto":
+            return self.draw_batch
+        if not generator.joins:
+            return self.microbatch
+        recomputed = getattr(policy, "activation_checkpointing", False)
+        return self.microbatch * (2 if recomputed else 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ rollouts drawn for a whole batch, there are *two passes*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -34,11 +33,12 @@ from refine_pl.losses.base import LossSum
 from refine_pl.numbers import describe_not_finite, not_finite
 from refine_pl.objectives.base import AnswerObjective
 from refine_pl.randomness import RowRandom
-from refine_pl.records import Batch, Experience, Packs, Positions, Reading, Rollouts
+from refine_pl.records import Batch, Drawn, Experience, Packs, Prefill
 from refine_pl.refine_step import Counts, RefineStep
 from refine_pl.stopwatch import Stopwatch
 from refine_pl.task_records import TaskBatch
 from refine_pl.training.counters import Counters
+from refine_pl.training.drawn import without_hidden, without_rollouts
 from refine_pl.training.settings import Settings
 from refine_pl.training.sharding import whole
 from refine_pl.training.sizes import Processes, Sizes, Stepper, cut, passes
@@ -172,43 +172,58 @@ class Updater:
     ) -> list[Experience | Batch]:
         """Rollouts for each micro-batch, or the bare micro-batches if no term needs them.
 
+        Those of several are drawn together: ``sizes.draw_batch``.
+
         Raises:
             PartError: a part failed, on this process or on another one: all of them raise.
         """
-        micro_batches = list(passes(minibatch, self.sizes.microbatch))
+        size = self.sizes.microbatch
         if not settings.weights.needs_rollouts:
-            return list(micro_batches)
+            return list(passes(minibatch, size))
+        at_once = self.sizes.drawn_at_once(self.policy, self.step.generator)
         drawn: list[Experience | Batch] = []
         failed: PartError | None = None
         with whole(self.policy):
-            for rows in micro_batches:
+            for rows in passes(minibatch, at_once):
+                one = isinstance(minibatch, Packs) or len(rows) <= size
                 try:
-                    drawn.append(_without_hidden(self._draw(rows, settings, purpose)))
+                    for rolled in self._roll(rows, settings, purpose, None if one else size):
+                        drawn.append(without_hidden(self._judge(rolled)))
                 except PartError as error:
                     failed = error
                     break
         self._agree(failed)
         return drawn
 
-    def _draw(
-        self, rows: Batch, settings: Settings, purpose: str, reading: Reading | None = None
-    ) -> Experience:
-        """The rollouts of a micro-batch, from a pass that was made already if there is one."""
-        prefill = None if reading is None else reading.prefill()
+    def _roll(
+        self,
+        rows: Batch,
+        settings: Settings,
+        purpose: str,
+        size: int | None = None,
+        prefill: Prefill | None = None,
+    ) -> Iterable[Drawn | Batch]:
+        """Rollouts that are drawn together, in pieces of ``size``; bare rows if not finite."""
         random = self._random(rows, purpose)
-        observe = self.observe
-        try:
-            with self.autocast():
-                experience = self.step.draw(
-                    self.policy, rows, settings.plan, random, self.stopwatch, prefill
-                )
-        except NotFiniteError:
-            # The update's gradient is then not finite either, on all processes.
-            experience, observe = self._without_rollouts(rows), None
+        found: Drawn | Batch = rows
+        # If it is not finite, the update's gradient is not either, on all processes.
+        with suppress(NotFiniteError), self.autocast():
+            found = self.step.roll(
+                self.policy, rows, settings.plan, random, self.stopwatch, prefill
+            )
+        return [found] if size is None else cut(found, size)
+
+    def _judge(self, drawn: Drawn | Batch) -> Experience:
+        """The rewards and advantages of a micro-batch, for the log as well."""
         step = self.step
+        if isinstance(drawn, Batch):
+            experience = without_rollouts(step, drawn)
+        else:
+            with self.autocast():
+                experience = step.judge(drawn, self.stopwatch)
         tally_experience(self.tally, experience, step.advantage.group_by, step.reward.faults)
-        if observe is not None:
-            observe(experience)
+        if self.observe is not None and isinstance(drawn, Drawn):
+            self.observe(experience)
         return experience
 
     def _agree(self, failed: StopError | None) -> None:
@@ -217,17 +232,6 @@ class Updater:
             error = failed or PartError("a part failed on another process, which says what it was")
             error.everywhere = True
             raise error
-
-    def _without_rollouts(self, batch: Batch) -> Experience:
-        """An experience without a valid position, for sequences that the model cannot read."""
-        rows, device = len(batch), batch.tokens.device
-        zero, one = torch.zeros(rows, 1, 1, device=device), batch.tokens.new_zeros(rows, 1, 1, 1)
-        none = zero.new_zeros(rows, 1, 1, 1)
-        positions = Positions(one[:, :, 0, 0], torch.zeros_like(one[:, :, 0, 0], dtype=torch.bool))
-        rollouts = Rollouts(positions, one, one[:, :, 0], none, none[..., None], none, none)
-        parts = dict.fromkeys(self.step.reward.parts(), zero)
-        entropy = torch.zeros(batch.tokens.shape, device=device)
-        return Experience(batch, rollouts, parts, zero, zero, entropy)
 
     def update(self, micro_batches: Sequence[Experience | Batch], settings: Settings) -> None:
         """One optimizer step on what :meth:`draw` returned."""
@@ -272,13 +276,14 @@ class Updater:
             failed, experience = None, None
             with whole(self.policy, between=True):
                 try:
-                    experience = self._draw(rows, settings, purpose, reading)
+                    (rolled,) = self._roll(rows, settings, purpose, prefill=reading.prefill())
+                    experience = self._judge(rolled)
                 except PartError as error:
                     failed = error
             self._agree(failed)
             assert experience is not None
             found.append(self.step.counts(experience))
-            experience = _without_hidden(experience)
+            experience = without_hidden(experience)
             with self.stopwatch("update"):
                 passed = self.step.close(self.policy, reading, experience)
                 return self.step.loss(
@@ -386,13 +391,6 @@ class Updater:
 def _everywhere(error: StopError) -> StopError:
     error.everywhere = True
     return error
-
-
-def _without_hidden(experience: Experience) -> Experience:
-    """The update does not need the rewards' inputs, and all of a batch's would wait for it."""
-    none = experience.rewards.new_empty(0)
-    rollouts = replace(experience.rollouts, hidden=none, target_hidden=none)
-    return replace(experience, rollouts=rollouts)
 
 
 def _numbers(counts: Sequence[Counts[Tensor]]) -> Tensor:
