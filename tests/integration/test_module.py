@@ -251,6 +251,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
         "kl_weight": 0.1,
         "minibatch_size": 2,
         "microbatch_size": 1,
+        "draw_batch": "auto",
         "steps": "per_minibatch",
         "rollouts_per": "batch",
         "update": "auto",
