@@ -105,7 +105,7 @@ def use_as_defaults(
         given = [(v, s) for s in sources for v in all_values(s, f"model.{name}")]
         named = {text for value, source in given for text in texts(value, source)}
         try:
-            check_settings(_module_parser(), f"model.{name}", hparams[name], named)
+            check_settings(_parser_of(name), f"model.{name}", hparams[name], named)
         except CheckpointError:
             holds_names = rules.contents(getattr(hints[name], "_typehint", None)) is not None
             if any(_is_whole(v, s, f"--model.{name}", holds_names) for v, s in given):
@@ -119,9 +119,11 @@ def use_as_defaults(
 
 
 @cache
-def _module_parser() -> ArgumentParser:
+def _parser_of(setting: str) -> ArgumentParser:
+    """Of one setting of the module alone: one that knows all of them checks all of them."""
+    others = {name for name in inspect.signature(RefineModule).parameters if name != setting}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RefineModule, "model", fail_untyped=False)
+    parser.add_class_arguments(RefineModule, "model", skip=others, fail_untyped=False)
     return parser
 
 
