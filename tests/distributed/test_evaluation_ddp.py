@@ -4,26 +4,36 @@ import json
 import subprocess
 import sys
 
+import command_line
 import evaluations
 import pytest
 import torch
+from processes import run_processes
 
 from refine_pl.backbones import DeltaNet, save_pretrained
 
 pytestmark = pytest.mark.distributed
 
 
+WORDS = ("--config", "eval.yaml", "--model.pretrained", "model", "--trainer.accelerator", "cpu")
+
+
 def run(folder, *options):
-    command = [sys.executable, "-m", "refine_pl", "test", "--config", "eval.yaml"]
-    command += ["--model.pretrained", "model", "--trainer.accelerator", "cpu"]
+    """One process, which starts the others."""
     found = subprocess.run(
-        [*command, *options], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "refine_pl", "test", *WORDS, *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert found.returncode == 0, found.stderr
     return found
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     policy = DeltaNet(
         vocab_size=257,
@@ -38,7 +48,8 @@ def test_two_processes(tmp_path):
     evaluations.write_rows(tmp_path / "rows.jsonl", evaluations.rows(7))
     evaluations.config(tmp_path / "eval.yaml")
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    run(tmp_path, "--out", "one")
+    outcome = command_line.run("test", *WORDS, "--out", "one")
+    assert outcome.code == 0, outcome.stderr
     outcome = run(tmp_path, *two)
     assert outcome.stdout.count("run folder") == 1
     (folder,) = (tmp_path / "runs" / "test" / "eval").iterdir()  # both found the same free number
@@ -54,6 +65,7 @@ def test_two_processes(tmp_path):
     lines = answers.read_text().splitlines(keepends=True)
     answers.write_text("".join(lines[:2] + lines[4:6]))
     (folder / "answers.rank1.jsonl").write_text(lines[6])
-    outcome = run(tmp_path, "--out", str(folder), *two)
-    assert "continuing: 5 of 7" in outcome.stdout
+    words = [*WORDS, "--out", str(folder), *two]
+    first, _ = run_processes(evaluations.answer, 2, tmp_path, *words)
+    assert "continuing: 5 of 7" in first
     assert answers.read_bytes() == whole

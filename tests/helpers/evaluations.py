@@ -1,6 +1,7 @@
 """A trained tiny model with a tokenizer in the published layout, rows for it, and runs on them."""
 
 import json
+import os
 from pathlib import Path
 
 import command_line
@@ -98,6 +99,14 @@ def config(path, batch_size=2, callbacks=None, **source):
         content["trainer"] = {"callbacks": callbacks}
     Path(path).write_text(json.dumps(content))
     return path
+
+
+def answer(folder, *words):
+    """What ``refine-pl test`` prints in a folder, in a process of ``run_processes``."""
+    os.chdir(folder)
+    outcome = command_line.run("test", *words)
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
 
 
 def lines(path):
