@@ -109,6 +109,8 @@ def test_the_wheel_has_them(tmp_path):
     assert listed.stdout == run("recipes").stdout
     short = ["--schedule.stages.warm-up.iterations", "1", "--schedule.stages.refine.iterations=1"]
     small = ["--schedule.validate", "false", "--data.cache_dir", "cache"]
+    small += ["--data.corpus.min_bytes", "50000", "--data.num_validation_documents", "3"]
+    small += ["--data.sequence_length", "300"]
     trained = started("fit", "--config", "tiny_mid", *short, *small)
     assert trained.returncode == 0, trained.stderr
     run_folder = empty / "runs/tiny_mid/version_0"
