@@ -9,7 +9,7 @@ import os
 import pytest
 from configuration_fuzz import Case, Workplace, _outcome, fuzz, run, warm_up
 
-COUNT, SEED = 200, 2026
+COUNT, SEED = 120, 2026
 KINDS_OF_OUTCOMES = {"ran", "refused"}
 
 
@@ -23,7 +23,7 @@ def test_no_mutation_ends_in_a_traceback(tmp_path):
     assert set(counts) == KINDS_OF_OUTCOMES
     assert counts["ran"] >= 10  # as deep as real runs
     assert len({case.recipe for case in cases}) >= 15
-    assert len({case.what for case in cases}) >= 150
+    assert len({case.what for case in cases}) >= 90
 
 
 def test_the_guard_notices_faults(tmp_path, monkeypatch):
