@@ -13,6 +13,7 @@ import command_line
 import pytest
 import torch
 import yaml
+from forked_programs import Forks
 
 GATE = """
 import time
@@ -152,8 +153,12 @@ def children(pid):
 
 
 @pytest.mark.slow
-def test_two_overlays_and_two_seeds_then_a_kill(place):
-    """One test, so that the killed run is compared with the same one left alone."""
+def test_two_overlays_and_two_seeds_then_a_kill(place, monkeypatch):
+    """One test, so that the killed run is compared with the same one left alone.
+
+    The sweep that is killed and its runs start as a user's do; the other runs are forked from here.
+    """
+    monkeypatch.setattr("refine_pl.sweep.process.subprocess", Forks)
     outcome = command_line.run(*sweep("--overlays", "length", "--seeds", "0", "1"))
     assert outcome.code == 0, outcome.stdout + outcome.stderr
     runs = [f"length/{length}/seed_{seed}" for length in (1, 2) for seed in (0, 1)]
