@@ -99,7 +99,8 @@ class Workplace:
             found[f"eval/{path.stem}"] = config
         for name in PUBLISHED:
             model_folder(name, Path())
-        assert {path.name for path in CONFIGS.iterdir() if path.is_dir()} == OVERLAYS
+        overlays = (path.relative_to(CONFIGS) for path in CONFIGS.glob("*/**/*.yaml"))
+        assert {path.parts[0] for path in overlays} == OVERLAYS
         return found
 
     def case(self, number, seed):
