@@ -2,6 +2,7 @@
 
 import copy
 
+import hybrids
 import tiny
 import torch
 from peft import LoraConfig
@@ -35,7 +36,11 @@ def hybrid(**options):
     return tiny.delta_net(attn={"layers": [1], "num_heads": 2}, **options)
 
 
-HYBRIDS = {"DeltaNet with attention": hybrid}
+HYBRIDS = {
+    "DeltaNet with attention": hybrid,
+    "Qwen35": hybrids.qwen35,
+    "OlmoHybrid": hybrids.olmo_hybrid,
+}
 
 
 def adapted(policy, seed=0, **options):

@@ -6,11 +6,14 @@ import random
 
 import command_line
 import golden_checks
+import peft
 import pytest
 import torch
+from adapted import adapted
 from closeness import logits_of, relative
 from safetensors.torch import load_file, save_file
 
+from refine_pl.adapters import save_adapter
 from refine_pl.backbones import load_pretrained, save_pretrained
 
 CLOSE = 5e-5  # float32, theirs often twice as far from float64 as ours
@@ -311,3 +314,21 @@ def test_an_adapter_leaves_the_tower_with_its_base(tmp_path, monkeypatch):
     towers = [key for key in before if key.startswith("model.visual.")]
     assert towers
     assert all(torch.equal(stored[key], before[key]) for key in towers)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_base", "qwen3_5_multimodal", "olmo_hybrid_base"])
+def test_peft_loads_an_adapter_on_the_class_of_transformers(name, tmp_path):
+    """Of a multimodal model the text model, which is what AutoModelForCausalLM makes of it."""
+    from transformers import AutoModelForCausalLM
+
+    folder, tokens = golden_checks.FOLDER / name, tokens_of(40)
+    policy = load_pretrained(str(folder))
+    attached = adapted(policy)
+    save_adapter(policy, attached, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        before = base(input_ids=tokens).logits
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        expected = theirs(input_ids=tokens).logits
+    assert relative(logits_of(policy, tokens), expected) < CLOSE
+    assert relative(before, expected) > 0.01
