@@ -11,6 +11,7 @@ from torch import Tensor
 from refine_kernels.gated_norm.kernel_op import TritonGatedNorm
 from refine_kernels.lact_update.choice import BY_TRITON
 from refine_kernels.short_conv.kernel_op import TritonShortConv
+from refine_kernels.short_conv.three import TritonThreeConvs
 from refine_kernels.swiglu.kernel_op import TritonSwiGLU
 
 TOKENS = 4096
@@ -41,6 +42,16 @@ def _conv(width: int, more: bool, device: torch.device) -> None:
     TritonShortConv.apply(x, weight, bias, tail, True).sum().backward()
 
 
+def _three(values: int, tails: bool, device: torch.device) -> None:
+    """Of q, k and v; ``values``: channels of v."""
+    widths = (2048, 2048, values)
+    inputs = [_draw(device, 2, TOKENS, width) for width in widths]
+    weights = [_draw(device, width, 1, 4, dtype=torch.float32) for width in widths]
+    before = [_draw(device, 2, 3, width) for width in widths] if tails else []
+    made = TritonThreeConvs.apply(True, tails, *inputs, *weights, *before)
+    sum(y.sum() for y in made).backward()
+
+
 def _lact(per_channel: bool, device: torch.device) -> None:
     """One chunk, of a head of width 512; each function apart from the products."""
     n, h = TOKENS, 512
@@ -60,4 +71,6 @@ ROW_CASES: dict[str, Callable[[torch.device], None]] = {
     "lact_update, a rate for each channel": partial(_lact, True),
     "short_conv, 4 taps": partial(_conv, 4, False),
     "short_conv, 4 taps, bias and tail": partial(_conv, 4, True),
+    "short_conv, three at once": partial(_three, 2048, False),
+    "short_conv, three at once, v wider, tails": partial(_three, 4096, True),
 }

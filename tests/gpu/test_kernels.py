@@ -10,7 +10,7 @@ from refine_kernels.backends import fla_decay_fault
 from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.gated_norm import gated_norm, rms_norm
 from refine_kernels.lact_update import FastTokens, FastWeights, UpdateRule, lact_update
-from refine_kernels.short_conv import short_conv
+from refine_kernels.short_conv import short_conv, three_short_convs
 from refine_kernels.swiglu import swiglu
 from refine_kernels.token_stats import token_stats
 
@@ -143,6 +143,27 @@ def test_short_convolution(place, rows, more, taps):
         return {"y": short_conv(**leaves, backend=backend)}
 
     assert_close(apart(run, inputs), CLOSE[rows], 1 + len(inputs))
+
+
+@pytest.mark.parametrize("wider", [1, 2])
+@pytest.mark.parametrize("tailed", [False, True])
+def test_three_convolutions_at_once(place, rows, tailed, wider):
+    length, channels = place.size((1301, 1024), (9, 5))
+    inputs = {}
+    for n, size in enumerate((channels, channels, wider * channels)):
+        inputs[f"x{n}"] = place.draw(2, length, size, dtype=rows)
+        inputs[f"weight{n}"] = place.draw(size, 1, 4)
+        if tailed:
+            inputs[f"tail{n}"] = place.draw(2, 3, size, dtype=rows)
+
+    def run(backend, **leaves):
+        xs, weights, tails = (
+            [x for name, x in leaves.items() if name.startswith(kind)] for kind in ("x", "w", "t")
+        )
+        made = three_short_convs(xs, weights, tails, backend=backend)
+        return {f"y{n}": y for n, y in enumerate(made)}
+
+    assert_close(apart(run, inputs), CLOSE[rows], 3 + len(inputs))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

@@ -27,7 +27,15 @@ KERNELS = {
     *("prepare", "recur", "outputs"),
     *("written_back", "recur_back", "pairs_back", "queries_keys_back"),
     *("normalize", "normalize_back", "multiply", "multiply_back"),
-    *("convolve", "convolve_back", "column_sums", "statistics", "logits_back"),
+    *(
+        "convolve",
+        "convolve_back",
+        "convolve_three",
+        "convolve_three_back",
+        "column_sums",
+        "statistics",
+        "logits_back",
+    ),
     *("fast_hidden", "fast_hidden_back", "fast_written", "fast_written_back"),
     *("forks", "forks_states_back", "forks_rows_back"),
 }

@@ -34,6 +34,14 @@ CONVS = {
     "conv, whole blocks": (16, 64, 2, True, True, True),
     "conv, one tap": (10, 4, 1, True, False, True),
 }
+# tokens, channels of each, taps, tails, silu of each
+THREE = {
+    "three convs": (23, (5, 5, 9), 4, False, (True, True, True)),
+    "three convs, tails": (23, (70, 6, 5), 4, True, (False, False, False)),
+    "three convs, activated differently": (9, (5, 5, 5), 4, True, (False, False, True)),
+    "three convs, as many channels": (9, (6, 6, 6), 4, True, (True, True, True)),
+    "three convs, one token": (1, (64, 64, 128), 3, True, (True, True, True)),
+}
 # A rate for each channel, pre-norm
 LACTS = {"lact": (False, False), "lact, a rate for each channel": (True, True)}
 
@@ -47,6 +55,9 @@ def test_outputs_and_all_gradients():
     for name, (_, _, taps, bias, tail, _) in CONVS.items():
         compared[name] = {"y", "x", "weight"} | ({"bias"} if bias else set())
         compared[name] |= {"tail"} if tail and taps > 1 else set()
+    for name, (*_, tails, _) in THREE.items():
+        leaves = ("x", "weight", "tail") if tails else ("x", "weight")
+        compared[name] = {"y"} | {f"{leaf}{n}" for leaf in leaves for n in range(3)}
     loop = {"y", "q", "k", "v", "rates", "momentum", "w0", "w1", "w2"}
     compared |= dict.fromkeys(LACTS, loop)
     compared["swiglu"] = {"y", "gate", "up"}
@@ -116,6 +127,31 @@ def conv(length, channels, taps, bias, tail, silu):
     return compare(leaves, ours, theirs)
 
 
+def three(length, channels, taps, tails, silu):
+    """All of them at once against one after the other by the definition."""
+    from refine_kernels.short_conv import three_short_convs
+    from refine_kernels.short_conv.reference import short_conv_reference
+
+    leaves = {}
+    for n, size in enumerate(channels):
+        leaves |= {f"x{n}": draw(2, length, size), f"weight{n}": draw(size, 1, taps)}
+        leaves |= {f"tail{n}": draw(2, taps - 1, size)} if tails else {}
+
+    def parts(given):
+        return ([x for name, x in given.items() if kind in name] for kind in ("x", "wei", "tail"))
+
+    def ours(**given):
+        return torch.cat(three_short_convs(*parts(given), silu, backend="triton"), -1)
+
+    def theirs(**given):
+        xs, weights, before = parts(given)
+        before = before or [x.new_zeros(2, taps - 1, x.shape[2]) for x in xs]
+        each = zip(xs, weights, before, silu, strict=True)
+        return torch.cat([short_conv_reference(x, w, None, t, on) for x, w, t, on in each], -1)
+
+    return compare(leaves, ours, theirs)
+
+
 def swiglus():
     from refine_kernels.gated_norm import rms_norm
     from refine_kernels.swiglu import swiglu
@@ -166,6 +202,7 @@ def main():
     torch.manual_seed(0)
     found = {name: norm(*case) for name, case in NORMS.items()}
     found |= {name: conv(*case) for name, case in CONVS.items()} | swiglus()
+    found |= {name: three(*case) for name, case in THREE.items()}
     found |= {name: lact(*case) for name, case in LACTS.items()}
     print(json.dumps(found))  # noqa: T201
 

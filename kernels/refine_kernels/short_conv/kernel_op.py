@@ -17,8 +17,8 @@ from refine_kernels.power_of_two import power_of_two
 MAX_TAPS = 4  # each of them is compiled apart
 # Tokens and channels that a program takes at most, and warps: found by compiling for sm_80, sm_90
 # and sm_100, so that registers suffice. Not timed on a GPU.
-_TOKENS, _CHANNELS = 32, 64
-_OPTIONS = {"num_warps": 4, "num_stages": 1}
+TOKENS, CHANNELS = 32, 64
+OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
 class TritonShortConv(torch.autograd.Function):
@@ -36,7 +36,7 @@ class TritonShortConv(torch.autograd.Function):
         y = torch.empty_like(x)
         grid, numbers, constants = _sizes(x, weight, bias, tail, x.shape[1], silu)
         tensors = {"x": x, "tail": tail, "weight": weight, "bias": bias, "y": y}
-        launch(convolve, grid, tensors | numbers, constants, _OPTIONS)
+        launch(convolve, grid, tensors | numbers, constants, OPTIONS)
         ctx.save_for_backward(x, weight, bias, tail)
         ctx.silu = silu
         return y
@@ -63,7 +63,7 @@ class TritonShortConv(torch.autograd.Function):
             "x": x, "tail": tail, "weight": weight, "bias": bias, "d_y": grads[0].contiguous(),
             "d_x": d_x, "d_tail": d_tail, "partial": partial,
         }  # fmt: skip
-        launch(convolve_back, grid, tensors | numbers, constants | {"WEIGHT": wanted}, _OPTIONS)
+        launch(convolve_back, grid, tensors | numbers, constants | {"WEIGHT": wanted}, OPTIONS)
         d_weight = d_bias = None
         if partial is not None:
             total = sum_columns(partial, weight.dtype)
@@ -77,7 +77,7 @@ def _sizes(
 ) -> tuple[tuple[int, ...], dict[str, int], dict[str, Any]]:
     """Grid, sizes and constants of a launch over rows of ``length``."""
     (batch, _, channels), width = x.shape, weight.shape[-1]
-    tokens, block = min(_TOKENS, power_of_two(length, 4)), min(_CHANNELS, power_of_two(channels))
+    tokens, block = min(TOKENS, power_of_two(length, 4)), min(CHANNELS, power_of_two(channels))
     programs = -(-length // tokens)
     constants = {
         "D": channels, "W": width, "BT": tokens, "BD": block, "TAIL": tail is not None,

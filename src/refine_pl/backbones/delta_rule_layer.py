@@ -14,7 +14,7 @@ from refine_kernels.backends import DeltaBackend
 from refine_kernels.compact import Tapped
 from refine_kernels.delta_rule import SharedState, delta_rule, delta_rule_shared
 from refine_kernels.gated_norm import GateActivation
-from refine_kernels.short_conv import short_conv
+from refine_kernels.short_conv import short_conv, three_short_convs
 from refine_pl.backbones.attention_layer import AttentionMixer
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
 from refine_pl.backbones.delta_rule_options import DeltaRuleOptions, DeltaRuleShape
@@ -265,8 +265,8 @@ class DeltaRuleMixer(DeltaRuleCore):
         q, k, v = inputs
         if self.has_convs:  # they bring their own SiLU
             convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-            each = zip_longest(convs, inputs, tails)
-            q, k, v = (conv(x, tail) for conv, x, tail in each)
+            weights, silu = [conv.weight for conv in convs], [conv.silu for conv in convs]
+            q, k, v = three_short_convs(inputs, weights, tails, silu)
         else:
             v = F.silu(v)
             if self.silu_qk:
