@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pretended_updates
 import pytest
 import torch
 import yaml
@@ -193,6 +194,18 @@ def header(name, phase):
     return rows
 
 
+def starts(name):
+    """What the suite lets a layer add to an update, and to a step of decoding."""
+    return lambda: tuple(pretended_updates.MODELS[name].starts.values())
+
+
+def seconds_of(tokens_per_second, tflop):
+    """Milliseconds of 16,384 tokens, what products of so many operations need, its share."""
+    seconds = 16_384 / tokens_per_second
+    needed = tflop / seconds
+    return round(1000 * seconds), round(needed), round(100 * needed / 989)
+
+
 SIZES = ("hidden_size", "num_hidden_layers")
 TABLE = {
     "README.md": {
@@ -205,6 +218,16 @@ TABLE = {
             b["hidden_size"] // b["num_lact_heads"],
             b["lact_chunk_size"],
         ),
+        "at most @ (SFT), @ (joined) and @ (a step of decoding)": lambda: tuple(
+            pretended_updates.MOST_LAUNCHES.values()
+        ),
+        "| DeltaNet, width 2,048 | @ | @ | @ |": starts("DeltaNet"),
+        "| GatedDeltaNet, width 2,048 | @ | @ | @ |": starts("GatedDeltaNet"),
+        "| LaCT, width 1,536 | @ | @ | @ |": starts("LaCT"),
+        "| Qwen3.5, width 1,024 (attention) | @ | @ | @ |": starts("Qwen35"),
+        "| OLMo-Hybrid, width 3,840 (delta rule) | @ | @ | @ |": starts("OlmoHybrid"),
+        "| SFT 40,000 tokens/s | @ ms | @ TFLOP/s | @% |": lambda: seconds_of(40_000, 161.25),
+        "| joined 36,000 tokens/s | @ ms | @ TFLOP/s | @% |": lambda: seconds_of(36_000, 172.98),
         "S = @ positions, L = @ tokens, N = @ rollout": default(
             RefineModule, "num_segments", "rollout_length", "rollouts_per_position"
         ),
