@@ -44,14 +44,13 @@ def trained(found: Comparison) -> str:
 
 def beyond(found: Comparison) -> str:
     """What is left of the exact match beside plain training at a lower temperature."""
-    columns = ["arm", "temperature of SFT", "16 bytes", "in every seed", "first 5 bytes"]
+    columns = ["arm", "temperature of SFT", "16 bytes", "by seed", "first 5 bytes"]
     lines = []
     for arm in found.arms:
-        signs = {value > 0 for value in _of(arm.control, MATCH).by_seed}
-        every = "yes" if len(signs) == 1 else "no"
+        by_seed = ", ".join(f"{100 * value:+.2f}" for value in _of(arm.control, MATCH).by_seed)
         at = f"{statistics.fmean(arm.temperatures):.3f}"
         told = [_told(arm.control, name) for name in (MATCH, FIRST)]
-        lines.append([arm_name(arm.arm), at, told[0], every, told[1]])
+        lines.append([arm_name(arm.arm), at, told[0], by_seed, told[1]])
     return _table(columns, lines)
 
 

@@ -29,7 +29,11 @@ WHAT_IT_IS = (
 def what_it_is(comparison: Comparison) -> str:
     """What the differences are, and what they are not."""
     several = len(comparison.seeds) > 1
-    seeds = f" and {len(comparison.seeds)} seeds" if several else ", not over seeds: there is one"
+    seeds = (
+        f" and {len(comparison.seeds)} seeds"
+        if several
+        else ", not over seeds, of which another can turn it"
+    )
     return WHAT_IT_IS.format(seeds=seeds)
 
 
