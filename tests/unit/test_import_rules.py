@@ -13,7 +13,10 @@ SOURCES = {"refine_pl": ROOT / "src", "refine_kernels": ROOT / "kernels"}
 
 # Rooms: packages, and modules beside them. What each may import of this project, itself included.
 # Imports for the type checker count, and so do those inside functions.
-SHARED = ("errors", "faults", "lazy", "numbers", "parsing", "randomness", "records", "stopwatch")
+SHARED = (
+    *("errors", "faults", "lazy", "numbers", "parsing", "randomness", "records", "sampling"),
+    "stopwatch",
+)
 STEPS = ("selectors", "rollouts", "rewards", "advantages", "losses")
 ENGINE = (
     *(*SHARED, *STEPS, "adapters", "backbones", "refine_step"),
@@ -32,6 +35,7 @@ RULES = {
     "interrupts": (),
     "whole_files": ("errors",),
     "randomness": (),
+    "sampling": (),
     "stopwatch": ("refine_kernels",),
     "tokenizers": ("errors", "lazy"),
     "chat": ("errors", "tokenizers"),
@@ -44,6 +48,7 @@ RULES = {
         "numbers",
         "parsing",
         "refine_kernels",
+        "sampling",
         "whole_files",
     ),
     "adapters": ("backbones", "checksums", "errors", "whole_files"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from refine_kernels.host import known_on_host, on_host
 from refine_kernels.records import map_numbers, map_tensors, numbers
+from refine_pl.backbones.generating import Generating
 
 if TYPE_CHECKING:
     from refine_pl.backbones.head import VocabHead
@@ -255,7 +256,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return part
 
 
-class FastWeightLM(nn.Module, ABC):
+class FastWeightLM(nn.Module, Generating, ABC):
     """A language model whose context is a state of fixed size.
 
     Everything goes through :meth:`forward` and through :attr:`head`'s own forward, because the

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from refine_pl.backbones.base import FastWeightLM, State, text_part
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch
-from refine_pl.rollouts.sampling import sample_tokens
+from refine_pl.sampling import narrowed, sample_tokens
 
 Finish = Literal["eos", "stop", "length"]
 
@@ -207,25 +207,3 @@ def sampling(
         return sample_tokens(narrowed(logits, temperature, top_k, top_p), numbers)
 
     return choose
-
-
-def narrowed(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """Logits ``[M, V]`` of the narrowed distribution: float64, ``-inf`` where nothing is left.
-
-    ``top_p`` keeps the token that crosses it, so at least one token is left, and is measured in
-    what ``top_k`` leaves.
-    """
-    logits = logits.double() / temperature
-    if top_k is None and top_p is None:
-        return logits
-    # Stable: of equal tokens the first ones stay.
-    ordered, index = logits.sort(dim=-1, descending=True, stable=True)
-    dropped = torch.zeros_like(ordered, dtype=torch.bool)
-    if top_k is not None:
-        dropped[..., top_k:] = True
-    if top_p is not None:
-        probability = ordered.masked_fill(dropped, -torch.inf).softmax(-1)
-        dropped |= probability.cumsum(-1) - probability >= top_p
-    return logits.masked_fill(dropped.scatter(-1, index, dropped), -torch.inf)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from refine_pl.backbones.base import FastWeightLM, State
-from refine_pl.rollouts.sampling import sample_tokens
+from refine_pl.sampling import sample_tokens
 
 
 class Decoded(NamedTuple):

@@ -11,7 +11,7 @@ from refine_pl.records import Batch, Positions, Prefill, RolloutPlan, Rollouts
 from refine_pl.rollouts.base import RolloutGenerator
 from refine_pl.rollouts.decode import decode
 from refine_pl.rollouts.gather import at_offsets
-from refine_pl.rollouts.sampling import sample_tokens
+from refine_pl.sampling import sample_tokens
 
 
 class Recompute(RolloutGenerator):
