@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,20 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 2 if something that the user gave cannot be used, 128 and the number of
-        the signal that asked the program to stop: 130 after Ctrl-C, 143 after SIGTERM.
+        the signal that asked the program to stop: 130 after Ctrl-C, 143 after SIGTERM, 141 where
+        nobody reads what it prints any more.
     """
     # For a user's own classes; last, so that nothing there hides an installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         with heeded():
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()  # here, where a reader that has gone is noticed
+            return code
     except KeyboardInterrupt as stop:
         if not isinstance(stop, Interrupted):
             stop = Interrupted(signal.SIGINT, str(stop))
         sys.stderr.write(f"interrupted by {stop.name}{'; ' if str(stop) else ''}{stop}\n")
         return stop.exit_code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         user_error = _user_error(error)
         if user_error is None:
             error.add_note(_A_FAULT)
@@ -56,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_first_to_say(of_another=isinstance(user_error, LostProcessError)):
             sys.stderr.write(_wrapped(f"error: {_text(user_error)}"))
         return USER_ERROR
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has gone; what is left for it is then dropped."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python says it at its end
+    return gone
 
 
 def _run(argv: list[str]) -> int:

@@ -11,6 +11,7 @@ COMMANDS = {
     "validate": (_TRAINER, True, "measure a model on held-out documents"),
     "test": (_ANSWERS, True, "answer and score rows of tasks"),
     "predict": (_ANSWERS, True, "answer prompts: refine-pl predict --prompts FILE"),
+    "generate": ("refine_pl.commands.generate", False, "write on from a prompt, as a stream"),
     "lm-eval": ("refine_pl.commands.lm_eval", False, "tasks of EleutherAI's harness"),
     "sweep": ("refine_pl.commands.sweep", False, "run overlays and seeds, one after the other"),
     "compare": (

@@ -191,7 +191,11 @@ def _needs_tokenizer(path: str, sources: Sequence[Source]) -> bool:
 
 
 def find_tokenizer(
-    pretrained: str | None, checkpoint: Mapping[str, Any] | None, path: Path | None
+    pretrained: str | None,
+    checkpoint: Mapping[str, Any] | None,
+    path: Path | None,
+    *,
+    by_option: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """The tokenizer of a model, and where it was found.
 
@@ -199,6 +203,7 @@ def find_tokenizer(
         pretrained: the folder or the name that the model is loaded from, if it is.
         checkpoint: of the run that made the model otherwise.
         path: of the checkpoint.
+        by_option: whether the command has an option ``--tokenizer``, and no configuration.
 
     Returns:
         ``class_path`` and ``init_args``, and words for people.
@@ -225,6 +230,13 @@ def find_tokenizer(
             check_settings(parser, "tokenizer", found, option=_TOKENIZER)
         origin = "of the run that wrote the checkpoint"
         lack = "the model does not say which one it was trained with"
+    if found is None and by_option:
+        raise ConfigError(
+            f"no tokenizer is given, and {lack}",
+            where="--tokenizer",
+            allowed="a folder, a name on the hub, or Bytes",
+            way_out="--tokenizer Bytes, or what the model was trained with",
+        )
     if found is None:
         raise ConfigError(
             f"no tokenizer is given, and {lack}",

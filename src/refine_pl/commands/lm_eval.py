@@ -8,21 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from refine_pl.backbones import load_pretrained
-from refine_pl.commands.checkpoints import read_checkpoint
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
-from refine_pl.commands.evaluating import MODEL_OPTIONS, find_tokenizer
-from refine_pl.commands.export import read_policy
-from refine_pl.commands.vocabulary import made
+from refine_pl.commands.loading import Device, Precision, check_model, load_model
 from refine_pl.errors import ConfigError, DataError, did_you_mean
-from refine_pl.tokenizers import Bytes, HubTokenizer, Tokenizer
 from refine_pl.whole_files import replace_file
 
 RESULTS = "results.json"
@@ -61,8 +55,8 @@ class HarnessOptions:
     limit: NonNegativeFloat | None = None
     gen_kwargs: str | None = None
     batch_size: PositiveInt = 8
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    device: Device = "auto"
+    precision: Precision = "auto"
     seed: NonNegativeInt = 0
     out: str | None = None
 
@@ -74,22 +68,12 @@ class HarnessOptions:
         """
         if not self.names:
             raise ConfigError("no task is given", where="--tasks")
-        if (self.ckpt_path is None) == (self.pretrained is None):
-            both = "both --ckpt_path and --pretrained are given"
-            raise ConfigError(
-                both if self.ckpt_path else "no model is given", allowed=MODEL_OPTIONS.format("--")
-            )
+        check_model(self)
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ConfigError(f"there is no folder {self.include_path}", where="--include_path")
         if self.out is not None and Path(self.out, RESULTS).exists():
             raise ConfigError(
                 f"{self.out} already holds results", where="--out", way_out="choose another folder"
-            )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "device cuda was asked for, but torch sees no CUDA device",
-                where="--device",
-                way_out="see refine-pl doctor",
             )
 
     @property
@@ -168,37 +152,15 @@ def _model(options: HarnessOptions) -> Any:
     """The policy with its tokenizer, which must fit, as a model of the harness."""
     from refine_pl.evaluation.harness import PolicyLM
 
-    if options.ckpt_path is None:
-        policy = load_pretrained(str(options.pretrained))
-    else:
-        policy = read_policy(options.ckpt_path)
-    tokenizer = _tokenizer(options)
-    if tokenizer.vocab_size > policy.vocab_size:
-        raise ConfigError(
-            f"the tokenizer {tokenizer.label} has ids up to {tokenizer.vocab_size - 1:,}, the "
-            f"model only {policy.vocab_size:,} tokens",
-            where="--tokenizer",
-        )
-    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
-    half = cuda if options.precision == "auto" else options.precision == "bf16-mixed"
-    device = torch.device("cuda" if cuda else "cpu")
+    policy, tokenizer, autocast = load_model(options)
     return PolicyLM(
-        policy.to(device),
+        policy,
         tokenizer,
         batch_size=options.batch_size,
         seed=options.seed,
-        autocast=partial(torch.autocast, device.type, torch.bfloat16) if half else None,
+        autocast=autocast,
         progress=sys.stderr.isatty(),
     )
-
-
-def _tokenizer(options: HarnessOptions) -> Tokenizer:
-    if options.tokenizer is not None:
-        return Bytes() if options.tokenizer == "Bytes" else HubTokenizer(options.tokenizer)
-    path = options.ckpt_path
-    checkpoint = None if path is None else read_checkpoint(path)
-    spec, _ = find_tokenizer(options.pretrained, checkpoint, Path(path) if path else None)
-    return made(spec)
 
 
 def _evaluate(options: HarnessOptions, model: Any, manager: Any) -> dict[str, Any]:
