@@ -66,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _nobody_reads() -> bool:
     """Whether the reader of standard output has gone; what is left for it is then dropped."""
-    output = sys.stdout.fileno()
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
     poll = select.poll()
     poll.register(output, select.POLLOUT)
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -177,6 +177,9 @@ class Reader:
                 self._command(words, block.place)
 
     def _command(self, words, place):
+        if "|" in words:
+            first, words = words[0], words[words.index("|") + 1 :]
+            assert first == "cat", f"{place}: only cat may stand before a pipe"
         if words[0] == "torchrun":
             words = ["refine-pl", *words[words.index("refine_pl") + 1 :]]
         if words[0] == "refine-pl":
@@ -212,7 +215,7 @@ class Reader:
             words += ["--validation_rows", "2"]
         if words[0] in ("sweep", "compare"):
             words = [words[0], "--dry_run", *words[1:]]
-        runs = words[0] in ("fit", "validate", "test", "predict", "bench", "lm-eval")
+        runs = words[0] in ("fit", "validate", "test", "predict", "bench", "lm-eval", "generate")
         asks = any(w in ("--help", "--print_config") or w.endswith(".help") for w in words)
         return run(*words, *(["--print_config"] if runs and not asks else []))
 

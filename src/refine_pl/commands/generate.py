@@ -17,6 +17,7 @@ from refine_pl.commands.config_sources import read_sources
 from refine_pl.commands.loading import Device, Loaded, Precision, check_model, load_model
 from refine_pl.errors import ConfigError
 from refine_pl.interrupts import Interrupted
+from refine_pl.training.checks import long_text_note
 
 _HELP = """Writes on from PROMPT with a checkpoint of a run or a model in the published layout, and
 prints every piece as it comes. With - the prompt is standard input; without a prompt each line that
@@ -98,7 +99,6 @@ def main(argv: Sequence[str]) -> int:
         except Interrupted as stop:
             if stop.name != "Ctrl-C":
                 raise
-            sys.stdout.write("\n")
     return 0
 
 
@@ -124,10 +124,12 @@ def _without_prompt(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ConfigError: there are several prompts.
     """
+    argv, taken = _halves(argv)
     before = ["", *argv]
-    of_options = [word.startswith("--") for word in argv]
+    of_options = [word.startswith("--") or word == "-h" for word in argv]
     values = [word.startswith("--") and "=" not in word for word in before[:-1]]
     prompts = [w for w, o, v in zip(argv, of_options, values, strict=True) if not (o or v)]
+    prompts += taken
     if len(prompts) > 1:
         raise ConfigError(
             f"there are {len(prompts)} prompts, the second is {prompts[1]!r}",
@@ -136,6 +138,12 @@ def _without_prompt(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         )
     words = [w for w, o, v in zip(argv, of_options, values, strict=True) if o or v]
     return next(iter(prompts), None), words
+
+
+def _halves(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words in front of ``--``, and those after it, which are no options."""
+    place = argv.index("--") if "--" in argv else len(argv)
+    return [*argv[:place]], [*argv[place + 1 :]]
 
 
 def _standard_input() -> str:
@@ -171,8 +179,9 @@ def _write(loaded: Loaded, chat: Chat | None, prompt: str, options: GenerateOpti
     """Print what follows a prompt, and to a terminal how long it took."""
     started = time.monotonic()
     show = _visible if sys.stdout.isatty() else str
+    ids = loaded.tokenizer.encode(prompt if chat is None else chat.wrap(prompt))
     made = loaded.policy.generate(
-        prompt if chat is None else chat.wrap(prompt),
+        ids,
         loaded.tokenizer,
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -181,11 +190,17 @@ def _write(loaded: Loaded, chat: Chat | None, prompt: str, options: GenerateOpti
         seed=options.seed,
         ends=() if chat is None else (chat.end,),
     )
-    with loaded.autocast():
-        for piece in made:
-            sys.stdout.write(show(piece))
-            sys.stdout.flush()
-    sys.stdout.write("\n")
+    policy, longest = loaded.policy, len(ids) + options.max_tokens
+    note = long_text_note(type(policy).__name__, policy.config(), [longest])
+    if note is not None:
+        sys.stderr.write(f"{note}\n")
+    try:
+        with loaded.autocast():
+            for piece in made:
+                sys.stdout.write(show(piece))
+                sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
     if sys.stdout.isatty():
         seconds = max(time.monotonic() - started, 1e-9)
         end = "the text has ended" if made.finish == "eos" else "--max_tokens is reached"
