@@ -43,7 +43,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", pipe(""))
+
+
+def pipe(content):
+    """Standard input that holds a text, or bytes that are none."""
+    content = content if isinstance(content, bytes) else content.encode()
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8")
 
 
 def run(*words, model=MODEL, expect=0):
@@ -77,7 +83,7 @@ def test_a_prompt_of_the_command_line_or_of_standard_input(monkeypatch):
     assert run(PROMPT, *SHORT).stdout == expected()
     assert run(*SHORT, "--", PROMPT).stdout == expected()
     for words, text in (["-"], PROMPT), (["-"], f"{PROMPT}\n"), ([], f"{PROMPT}\n"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdin", pipe(text))
         outcome = run(*words, *SHORT)
         assert (outcome.stdout, outcome.stderr) == (expected(), "")
 
@@ -222,9 +228,21 @@ def test_what_is_refused(words, model, said):
     assert len(outcome.stderr.splitlines()) <= 8
 
 
-def test_standard_input_that_is_not_text(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\xff"), "utf-8"))
-    assert "not UTF-8" in run("-", expect=2).stderr
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"h\xc3", b"abc\xe2\x82", b"\x80abc", bytes(range(256))]
+)
+def test_bytes_that_are_not_text(content, monkeypatch):
+    """Of standard input, of the command line, and typed; a typed one is not the last."""
+    monkeypatch.setattr(sys, "stdin", pipe(content))
+    place = next(i for i, byte in enumerate(content) if byte > 127)
+    assert f"not UTF-8 at byte {place}\n" in run("-", expect=2).stderr
+    prompt = os.fsdecode(content.replace(b"\0", b""))
+    assert "the prompt is not text at its character" in run("--", prompt, expect=2).stderr
+    line = prompt.replace("\n", "").replace("\r", "")
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{line}\n{PROMPT}\n"))
+    outcome = run(*SHORT)
+    assert outcome.stdout == f"> > {expected(seed=1)}> \n"
+    assert "the prompt is not text" in outcome.stderr
 
 
 def test_a_reader_that_goes_ends_it_quietly():

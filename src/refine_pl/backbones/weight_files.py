@@ -54,7 +54,7 @@ def find_folder(path_or_name: str, revision: str | None = None) -> Path:
 
 def _from_hub(name: str, inside: str, revision: str | None) -> Path:
     """The configurations of a repository first: it may hold several models, each of gigabytes."""
-    root = _fetch(name, revision, [CONFIG, f"*/{CONFIG}"])
+    root = _fetch(name, revision, [CONFIG, f"*/{CONFIG}"], inside=inside)
     folder = root / inside
     if not (folder / CONFIG).is_file():
         models = sorted(path.parent.relative_to(root) for path in root.rglob(CONFIG))
@@ -74,7 +74,13 @@ def _from_hub(name: str, inside: str, revision: str | None) -> Path:
     return folder
 
 
-def _fetch(name: str, revision: str | None, allow: list[str], ignore: str | None = None) -> Path:
+def _fetch(
+    name: str,
+    revision: str | None,
+    allow: list[str],
+    ignore: str | None = None,
+    inside: str = "",
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -83,8 +89,9 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: str | None
             snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        given = f"{name}/{inside}" if inside else name
         raise CheckpointError(
-            f"{name} is neither a folder here nor a model on the hub that can be fetched",
+            f"{given} is neither a folder here nor a model on the hub that can be fetched",
             where=str(error).splitlines()[0][:200],
             allowed=_ALLOWED,
             way_out=f"check the name; {download_command(name)}; or give a folder",

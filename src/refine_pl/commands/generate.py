@@ -15,7 +15,7 @@ from refine_pl.chat import Chat, ChatOption, ChatTemplate
 from refine_pl.commands.config_errors import explain
 from refine_pl.commands.config_sources import read_sources
 from refine_pl.commands.loading import Device, Loaded, Precision, check_model, load_model
-from refine_pl.errors import ConfigError
+from refine_pl.errors import ConfigError, UserError
 from refine_pl.interrupts import Interrupted
 from refine_pl.training.checks import long_text_note
 
@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
     typed = prompt is None and sys.stdin.isatty()
     if not typed and prompt in (None, "-"):
         prompt = _standard_input()
+    elif prompt is not None:
+        _check_text(prompt)
     loaded = load_model(options)
     chat = Chat.of(
         loaded.tokenizer, options.chat_template, options.chat_template_kwargs, "--chat_template"
@@ -95,10 +97,13 @@ def main(argv: Sequence[str]) -> int:
     for number, line in enumerate(_lines()):
         options.seed += number > 0  # the same prompt again gets another answer
         try:
+            _check_text(line)
             _write(loaded, chat, line, options)
         except Interrupted as stop:
             if stop.name != "Ctrl-C":
                 raise
+        except UserError as error:  # of this line; the next one may be right
+            sys.stderr.write(f"error: {error}\n")
     return 0
 
 
@@ -153,12 +158,26 @@ def _standard_input() -> str:
         ConfigError: there is nothing, or it is not text.
     """
     try:
-        text = sys.stdin.read()
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError("standard input is not UTF-8 text", where="PROMPT") from error
+        what = f"standard input is not UTF-8 at byte {error.start:,}"
+        raise ConfigError(what, where="PROMPT", allowed="UTF-8 text") from error
     if not text:
         raise ConfigError("standard input is empty", where="PROMPT", allowed="the text of a prompt")
     return text.removesuffix("\n")
+
+
+def _check_text(prompt: str) -> None:
+    """Refuse what no encoding of Unicode can hold: bytes that the terminal did not mean as text.
+
+    Raises:
+        ConfigError: there are such bytes.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        what = f"the prompt is not text at its character {error.start + 1:,}"
+        raise ConfigError(what, where="PROMPT", allowed="UTF-8 text") from error
 
 
 def _lines() -> Iterator[str]:
