@@ -33,17 +33,21 @@ class Mailbox:
     __slots__ = ("_letters", "_task")
 
     def __init__(self) -> None:
-        self._letters: list[Letter] = []
+        self._letters: list[Any] = []
         self._task = -1
 
-    def put(self, letter: Letter) -> None:
-        """Leave a letter for the operation's turn in this backward pass."""
+    def put(self, letter: Any) -> None:
+        """Leave a letter for the operation's turn in this backward pass.
+
+        Args:
+            letter: a :class:`Letter`, or whatever else the operation reads.
+        """
         task = torch._C._current_graph_task_id()
         if task != self._task:
             self._task, self._letters = task, []
         self._letters.append(letter)
 
-    def take(self, handle_gradient: Tensor | None) -> list[Letter]:
+    def take(self, handle_gradient: Tensor | None) -> list[Any]:
         """The letters of this backward pass, in the operation's own backward.
 
         Args:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine_kernels.window_attention import blocked, window_attention
+from refine_kernels.window_attention import blocked, prefixes, window_attention
 from refine_kernels.window_attention.reference import window_attention_reference
 from refine_pl.benchmark.memory import PeakMemory
 
@@ -65,6 +65,64 @@ def test_rows_continue_and_forks_share(window, length):
         found = torch.autograd.grad(times * got.sin().sum(), (k, v), retain_graph=True)
         for a, b in zip(found, expected_gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("gathered", [1, 200, 2**20])
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("uses", ["read", "fold", "read fold read", "read output", "output"])
+def test_gradients_that_wait_for_the_pass_of_the_keys(gathered, copies, uses, monkeypatch):
+    """Windows read any number of times, gathered one, some or all at a time, and copied."""
+    monkeypatch.setitem(prefixes.GATHERED, "cpu", gathered)
+    q, k, v = draw(2, 25, seed=len(uses))
+    output, trail = window_attention(q, k, v, 6)
+    positions = torch.tensor([[4, 4, 17], [25, 0, 11]])
+    asked, own_k, own_v = draw(6 * copies, 2, seed=3)
+    row = torch.arange(2).repeat_interleave(3)
+    state = trail.at(positions)
+    loss = expected = 0 * k.sum()
+    for i, use in enumerate(uses.split(), 1):
+        if use == "output":
+            loss = loss + i * output.sin().sum()
+            expected = expected + i * window_attention_reference(q, k, v, 6).sin().sum()
+        if use == "fold":
+            folded = state.fold().source
+            shown = folded.keys.new_zeros(6, 5, 1, 1)  # those that are real
+            for n, end in enumerate(positions.flatten().tolist()):
+                shown[n, 5 - min(end, 5) :] = 1
+                first = max(end - 5, 0)
+                expected = expected + i * k[row[n], first:end].cos().sum()
+                expected = expected + i * v[row[n], first:end].sin().sum()
+            loss = loss + i * (folded.keys.cos() * shown).sum()
+            loss = loss + i * (folded.values.sin() * shown).sum()
+        if use == "read":
+            loss = loss + i * state.fork(copies).attend(asked, own_k, own_v)[0].sin().sum()
+            for n, end in enumerate(positions.flatten().repeat_interleave(copies).tolist()):
+                before = [x[row[n // copies], :end] for x in (q, k, v)]
+                each = zip(before, (asked[n], own_k[n], own_v[n]), strict=True)
+                whole = window_attention_reference(*(torch.cat(x)[None] for x in each), 6)
+                expected = expected + i * whole[0, end:].sin().sum()
+    inputs = (k, v, asked, own_k, own_v, q)
+    wanted = torch.autograd.grad(expected, inputs, allow_unused=True, retain_graph=True)
+    for _ in range(2):
+        found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
+        for x, a, b in zip(inputs, found, wanted, strict=True):
+            a, b = (torch.zeros_like(x) if y is None else y for y in (a, b))
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("gathered", "compact"), [(1, True), (2**20, False)])
+def test_no_copy_of_all_windows(gathered, compact, monkeypatch):
+    """The windows of all positions are larger than the row; the second case is the broken one."""
+    monkeypatch.setitem(prefixes.GATHERED, "cpu", gathered)
+    inputs = draw(1, 512)
+    _, trail = window_attention(*inputs, 128)
+    state = trail.at(torch.arange(200, 512, 13)[None])
+    rows = len(state.windows.end)
+    output, _ = state.attend(*draw(rows, 2))
+    with PeakMemory() as memory:
+        torch.autograd.grad(output.sin().sum(), inputs[1:])
+    assert memory.largest_elements > 0
+    assert (memory.largest_elements < rows * 127 * 2 * 4) == compact
 
 
 def peak(length, window):

@@ -2,7 +2,8 @@
 
 A block of ``Q`` queries reads the ``Q + window - 1`` keys that any of them can see. The backward
 pass does a block again instead of keeping what was between: both directions hold the scores of one
-block at a time.
+block at a time. What continued the rows (``shared.py``) has left its part of the gradients of keys
+and values in a mailbox.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+
+from refine_kernels.compact import Mailbox
 
 # Fewer queries read fewer keys that they do not see; more start fewer operations.
 MIN_BLOCK, MAX_BLOCK = 64, 1024
@@ -51,26 +55,39 @@ class BlockedWindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int
-    ) -> Tensor:
-        """``[B, T, H, d]``; shapes as in ``interface.window_attention``."""
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        before: Tensor | None,
+        window: int,
+        mailbox: Mailbox,
+    ) -> tuple[Tensor, Tensor]:
+        """``[B, T, H, d]``, and a handle; shapes as in ``interface.window_attention``."""
         output = torch.empty_like(q)
         for block in _blocks(q, k, before, window):
             output[:, block.queries] = _attend(
                 q[:, block.queries], k[:, block.keys], v[:, block.keys], block.mask
             )
         ctx.save_for_backward(q, k, v, before)
-        ctx.window = window
-        return output
+        ctx.window, ctx.mailbox = window, mailbox
+        ctx.set_materialize_grads(False)
+        return output, q.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(
+        ctx: Any, d_output: Tensor | None, handle: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v."""
-        (d_output,) = grads
+        letters = ctx.mailbox.take(handle)
         q, k, v, before = ctx.saved_tensors
-        d_q = torch.empty_like(q)
+        d_q = None if d_output is None else torch.empty_like(q)
         d_k, d_v = torch.zeros_like(k), torch.zeros_like(v)
-        for block in _blocks(q, k, before, ctx.window):
+        blocks = () if d_output is None else _blocks(q, k, before, ctx.window)
+        for block in blocks:
+            assert d_output is not None
+            assert d_q is not None
             queries, keys, values = (
                 x.detach().requires_grad_()
                 for x in (q[:, block.queries], k[:, block.keys], v[:, block.keys])
@@ -81,4 +98,6 @@ class BlockedWindowAttention(torch.autograd.Function):
             d_q[:, block.queries] = found[0]
             d_k[:, block.keys] += found[1]
             d_v[:, block.keys] += found[2]
-        return d_q, d_k, d_v, None, None
+        for letter in letters:
+            letter.add_to((d_k, d_v), (k, v))
+        return d_q, d_k, d_v, None, None, None

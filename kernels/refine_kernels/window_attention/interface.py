@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refine_kernels.compact import Mailbox
 from refine_kernels.records import check_shapes
 from refine_kernels.window_attention.blocked import BlockedWindowAttention
+from refine_kernels.window_attention.prefixes import Source, Windows
 from refine_kernels.window_attention.shared import SharedWindow
 
 
@@ -16,8 +18,7 @@ from refine_kernels.window_attention.shared import SharedWindow
 class WindowTrail:
     """Keys and values of a pass, and of the window before it."""
 
-    keys: Tensor  # [B, lead + T, H, d]
-    values: Tensor  # [B, lead + T, H, d]
+    source: Source  # of [B, lead + T] tokens
     lead: int
     before: Tensor | None  # [B] real ones among the lead; None: all of them
     window: int
@@ -26,14 +27,13 @@ class WindowTrail:
         """The windows after ``positions [B, S]`` tokens of the pass, rows flattened."""
         row = torch.arange(positions.shape[0], device=positions.device)[:, None]
         before = positions + (self.lead if self.before is None else self.before[:, None])
-        return SharedWindow(
-            self.keys,
-            self.values,
+        windows = Windows(
             row.expand_as(positions).flatten(),
             (positions + self.lead).flatten(),
             before.clamp(max=self.window - 1).flatten(),
             self.window,
         )
+        return SharedWindow(self.source, windows)
 
 
 def window_attention(
@@ -60,9 +60,12 @@ def window_attention(
     lead, before = 0, None
     if state is not None:
         rows = state.fold()
-        lead, before = rows.keys.shape[1], rows.count
-        k = torch.cat([rows.keys.to(k.dtype), k], 1)
-        v = torch.cat([rows.values.to(v.dtype), v], 1)
+        keys, values, before = rows.source.keys, rows.source.values, rows.windows.count
+        lead = keys.shape[1]
+        k = torch.cat([keys.to(k.dtype), k], 1)
+        v = torch.cat([values.to(v.dtype), v], 1)
+    mailbox = Mailbox()
     with torch.autocast(q.device.type, enabled=False):
-        output = BlockedWindowAttention.apply(q, k, v, before, window)
-    return output, WindowTrail(k, v, lead, before, window)
+        output, handle = BlockedWindowAttention.apply(q, k, v, before, window, mailbox)
+    source = Source(k.detach(), v.detach(), handle, mailbox)
+    return output, WindowTrail(source, lead, before, window)
