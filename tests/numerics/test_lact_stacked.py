@@ -81,7 +81,9 @@ def test_bfloat16_operands_err_as_rounded_inputs_do(rates, prenorm):
 
 def test_states_are_never_rounded():
     q, tokens, initial = problem(23, width=16, dtype=torch.float32)
-    entering = lact_update(q, tokens, initial, UpdateRule(5), precision="bf16").trail.entering
+    entering = lact_update(
+        q, tokens, initial, UpdateRule(5), precision="bf16"
+    ).trail.entering.chunks
     assert len(entering) == 5
     assert all(torch.equal(a[0], b) for a, b in zip(entering[0].applied, initial, strict=True))
     for state in entering:

@@ -62,7 +62,7 @@ def test_equals_definition(rule, momentum, length):
         ]
     )
     torch.testing.assert_close(got.output, expected, rtol=1e-10, atol=1e-10)
-    assert len(got.trail.entering) == -(-length // rule.chunk_size)
+    assert len(got.trail.entering.chunks) == -(-length // rule.chunk_size)
     inputs = [q, *numbers(tokens), *initial]
     weight = draw(*expected.shape, seed=9).detach()
     wanted = torch.autograd.grad((expected * weight).sum(), inputs, allow_unused=True)
@@ -124,7 +124,7 @@ def test_gradients_of_a_part_and_twice():
     inputs = [*numbers(tokens), *initial]
     result = lact_update(q, tokens, initial, UpdateRule(5))
     outputs = result.output.split(5, 1)
-    states = [each.applied.w0 for each in result.trail.entering]
+    states = [each.applied.w0 for each in result.trail.entering.chunks]
 
     def found(loss):
         gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
@@ -159,7 +159,7 @@ def test_float32_for_smaller_types():
     weights = initial.map(lambda w: w.detach().bfloat16())
     result = lact_update(low[0], FastTokens(*low[1:]), weights, UpdateRule(4))
     assert result.output.dtype == torch.bfloat16
-    assert result.trail.entering[-1].applied.w0.dtype == torch.float32
+    assert result.trail.entering.chunks[-1].applied.w0.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["k", "rates", "w1"])

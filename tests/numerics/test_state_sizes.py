@@ -75,6 +75,11 @@ def test_lact():
     other = output.trail.at(torch.tensor([[100, 3000]]))
     assert other.nbytes - one.nbytes == weights
     assert one.fork(8).nbytes == one.nbytes
+    kept = output.trail.layers[0]
+    for x in (kept.seen.source.keys, kept.seen.source.values, *kept.fast.tokens):
+        assert x.untyped_storage().nbytes() == x.nbytes  # no part of what was more
+    both = other.layers[0].fast.bank.states.applied
+    assert both.w1.data_ptr() == kept.fast.entering.chunks[0].applied.w1.data_ptr()  # not copied
     for text in ("324 MiB", "up to 900 MiB"):
         assert said("backbones/lact.md", text)
         assert said("backbones.md", text)

@@ -24,9 +24,16 @@ class Bank:
 
     @classmethod
     def of(cls, states: FastState, index: Tensor) -> Bank:
-        """Keep those of the ``states`` that ``index [G]`` names, each once."""
-        used, index, counts = index.unique(return_inverse=True, return_counts=True)
-        states = states.map(lambda w: rows_at(w, used))
+        """Keep those of the ``states`` that ``index [G]`` names, each once.
+
+        Where those are most of them, all are kept, because none need be copied.
+        """
+        count = states.applied.w0.shape[0]
+        used, among, counts = index.unique(return_inverse=True, return_counts=True)
+        if 2 * len(used) > count:
+            counts = torch.bincount(index, minlength=count)
+        else:
+            index, states = among, states.map(lambda w: rows_at(w, used))
         order = index.argsort(stable=True)
         first = counts.cumsum(0) - counts
         number = torch.arange(len(index), device=index.device)

@@ -25,10 +25,27 @@ from refine_kernels.records import cat_rows, cat_tokens, check_shapes, map_numbe
 
 
 @dataclass(frozen=True, slots=True)
+class Entering:
+    """The states that enter the chunks of ``B`` rows."""
+
+    chunks: list[FastState]  # one for each chunk, matrices [B, H, ...]
+    joined: FastState | None  # all of them [chunks * B, H, ...], which they are parts of
+
+    def bank(self, chunk: Tensor, row: Tensor) -> Bank:
+        """Rows that use the states of the ``chunk [B, S]`` of their ``row [B, S]``."""
+        states, batch = self.joined, len(self.chunks[0].applied.w0)
+        if states is None:
+            used = chunk.unique()  # of the others there are no gradients to be joined
+            states = map_numbers(cat_rows, *(self.chunks[n] for n in used.tolist()))
+            chunk = torch.searchsorted(used, chunk)
+        return Bank.of(states, (chunk * batch + row).flatten())
+
+
+@dataclass(frozen=True, slots=True)
 class FastTrail:
     """What a pass keeps, so that it can give its state after any number of tokens."""
 
-    entering: list[FastState]  # one for each chunk, matrices [B, H, ...]
+    entering: Entering
     tokens: FastTokens  # [B, E, H, ...], every row at the start of a chunk
     offset: Tensor | None  # [B] on the host, tokens of a row before this pass's; None: none
     chunk_size: int
@@ -41,14 +58,12 @@ class FastTrail:
         batch, positions = positions.shape[0], on_host(positions)
         if self.offset is not None:
             positions = positions + self.offset[:, None]
-        size, last = self.chunk_size, len(self.entering) - 1
+        size, last = self.chunk_size, len(self.entering.chunks) - 1
         # A full chunk without an entry after it is kept as tokens; the next token updates.
         chunk = (positions // size).clamp(0, last)
         fill = (positions - chunk * size).flatten()
         row = torch.arange(batch)[:, None].expand_as(positions)
-        used = chunk.unique()  # of the others there are no gradients to be joined
-        states = map_numbers(cat_rows, *(self.entering[n] for n in used.tolist()))
-        bank = Bank.of(states, (torch.searchsorted(used, chunk) * batch + row).flatten())
+        bank = self.entering.bank(chunk, row)
         room = size - int(fill.max())
         start = (chunk * size).flatten()
         taken = torch.zeros_like(fill)
@@ -126,11 +141,12 @@ def _scan(
     rule: UpdateRule,
     terms: Terms | StackedTerms,
     operands: torch.dtype,
-) -> tuple[Tensor, list[FastState]]:
+) -> tuple[Tensor, Entering]:
     """Reads ``E`` tokens of ``B`` rows, all at the start of a chunk; as ``state`` enters the first.
 
     Returns ``f(q) [B, E, H, d]``, and what enters each of the ``ceil(E / chunk_size)`` chunks: the
-    last one, complete or not, is read but does not update.
+    last one, complete or not, is read but does not update. Without gradients they lie side by side,
+    so that states at positions need not copy them.
     """
     dtype = state.applied.w0.dtype
     stacked = isinstance(terms, StackedTerms)
@@ -144,14 +160,26 @@ def _scan(
     if tokens.momentum is not None and last > 0:
         full = tokens.momentum[:, : last * size].to(dtype)
         keep = full.unflatten(1, (last, size)).mean(2).unbind(1)
+    joined = None
+    if not torch.is_grad_enabled():
+        joined = state.map(lambda w: w.new_empty(last + 1, *w.shape))
+        state = _placed(state, joined, 0)
     entering = [state]
     for i in range(last):
         found, written = write(state.applied, written, i * size, (i + 1) * size, terms)
         state = step(state, found, keep[i], norms, rule)
+        if joined is not None:
+            state = _placed(state, joined, i + 1)
         entering.append(state)
     # What is read changes no weights, so all chunks are read at once.
     output = look([each.applied for each in entering], q.to(operands), size, terms)
-    return output.to(q.dtype), entering
+    joined = None if joined is None else joined.map(lambda w: w.flatten(0, 1))
+    return output.to(q.dtype), Entering(entering, joined)
+
+
+def _placed(state: FastState, joined: FastState, number: int) -> FastState:
+    """The ``state``, copied to its place among all."""
+    return map_numbers(lambda places, w: places[number].copy_(w), joined, state)
 
 
 def _check(q: Tensor, tokens: FastTokens, initial: FastWeights) -> None:

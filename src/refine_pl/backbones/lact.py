@@ -138,7 +138,7 @@ class LaCTMixer(Mixer):
         """Mix tokens; see :class:`Mixer`."""
         assert state is None or isinstance(state, LaCTState)
         before = torch.zeros_like(layout.num_tokens) if state is None else state.num_tokens
-        main, fork = self._project(x, layout, before)
+        main, fork = self._project(x, layout, before, keep_trail)
         initial = self.initial()
         plain = not keep_trail and layout.forks is None and layout.mask is None
         trail = None
@@ -154,7 +154,7 @@ class LaCTMixer(Mixer):
             how = (self.backend, self.precision)
             result = lact_update(main.fast_q, main.fast, initial, self.rule, before_fast, *how)
             output = result.output
-            if len(result.trail.entering) == 1:
+            if len(result.trail.entering.chunks) == 1:
                 output = output + _nothing(main.fast)
             trail = LaCTTrail(result.trail, seen_trail, before)
             after = trail.at(layout.ends)
@@ -178,10 +178,15 @@ class LaCTMixer(Mixer):
         return seen, output, LaCTState(fast, window, state.num_tokens + tokens.q.shape[1])
 
     def _project(
-        self, x: Tensor, layout: TokenLayout, before: Tensor
+        self, x: Tensor, layout: TokenLayout, before: Tensor, kept: bool = False
     ) -> tuple[_Projected, _Projected | None]:
-        """Sequences and forks, projected at once; ``before [B]`` tokens precede them."""
+        """Sequences and forks, projected at once; ``before [B]`` tokens precede them.
+
+        Keys and values will be ``kept``, or not.
+        """
         q, k, v = self.qkv(x).chunk(3, -1)
+        if kept and not torch.is_grad_enabled():
+            v = v.contiguous()  # a view would keep q and k as well
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         dtype = torch.promote_types(x.dtype, torch.float32)
