@@ -41,8 +41,14 @@ class ShortConv(nn.Module):
         self.silu = silu
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
-    def forward(self, x: Tensor, tail: Tensor | None) -> Tensor:
-        """``[B, T, channels]`` to the same shape; ``tail [B, width - 1, channels]``."""
+    def forward(self, x: Tensor | None, tail: Tensor | None) -> Tensor:
+        """``[B, T, channels]`` to the same shape; ``tail [B, width - 1, channels]``.
+
+        Without ``x`` the taps, for a product of several convolutions: a weight that is read
+        outside a call has not gone through the module's hooks, and pruning sets it in one.
+        """
+        if x is None:
+            return self.weight
         return short_conv(x, self.weight, tail=tail, silu=self.silu)
 
 
@@ -265,7 +271,7 @@ class DeltaRuleMixer(DeltaRuleCore):
         q, k, v = inputs
         if self.has_convs:  # they bring their own SiLU
             convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-            weights, silu = [conv.weight for conv in convs], [conv.silu for conv in convs]
+            weights, silu = [conv(None, None) for conv in convs], [conv.silu for conv in convs]
             q, k, v = three_short_convs(inputs, weights, tails, silu)
         else:
             v = F.silu(v)
@@ -279,7 +285,7 @@ class DeltaRuleMixer(DeltaRuleCore):
             output = self.o_norm(output)
         else:
             gate = self.g_proj(x).view_as(output)
-            output = self.o_norm.gated(output, gate, self.gate_activation)
+            output = self.o_norm(output, gate, self.gate_activation)
         return self.o_proj(output.flatten(-2))
 
 

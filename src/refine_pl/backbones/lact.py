@@ -226,7 +226,7 @@ class LaCTMixer(Mixer):
         if self.ttt_scale_proj is None:
             output = self.ttt_norm(output)
         else:
-            output = self.ttt_norm.gated(output, self.ttt_scale_proj(x)[..., None])
+            output = self.ttt_norm(output, self.ttt_scale_proj(x)[..., None])
         return self.o_proj(seen.flatten(-2) + output.flatten(-2))
 
 

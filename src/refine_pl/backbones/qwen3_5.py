@@ -158,7 +158,7 @@ class Qwen35DeltaMixer(DeltaRuleCore):
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """See :class:`DeltaRuleCore`."""
         gate = self.in_proj_z(x).view_as(output)
-        return self.out_proj(self.norm.gated(output, gate, "silu").flatten(-2))
+        return self.out_proj(self.norm(output, gate, "silu").flatten(-2))
 
 
 class Qwen35(StackedLM):

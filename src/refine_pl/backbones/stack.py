@@ -57,12 +57,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps, self.for_products = eps, for_products
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape and type."""
-        return rms_norm(x, self.weight, self.eps, for_products=self.for_products)
-
-    def gated(self, x: Tensor, gate: Tensor, activation: GateActivation = "silu") -> Tensor:
-        """Times the activated gate, of x's shape or one for each row ``[..., 1]``."""
+    def forward(
+        self, x: Tensor, gate: Tensor | None = None, activation: GateActivation = "silu"
+    ) -> Tensor:
+        """The same shape and type; times the activated gate, of x's shape or ``[..., 1]``."""
+        if gate is None:
+            return rms_norm(x, self.weight, self.eps, for_products=self.for_products)
         return gated_norm(
             x,
             gate,
