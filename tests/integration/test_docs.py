@@ -24,6 +24,7 @@ from report_runs import training_run
 from refine_pl.backbones import DeltaNet
 from refine_pl.cli import COMMANDS
 from refine_pl.commands.callback_keys import TRAINING_KEYS
+from refine_pl.data import Corpus
 from refine_pl.training.metrics import GROUPS
 from refine_pl.training.module import RefineModule
 
@@ -232,7 +233,10 @@ def instantiate(config):
         arguments["tokenizer"] = {"class_path": "refine_pl.data.Bytes"}
     keys = [config[key] for key in ("phase", "evaluation") if config.get(key)]
     given["callbacks"] = [*(config["trainer"]["callbacks"] or []), *keys]
-    parser.instantiate_classes(parser.parse_object(given))
+    made = parser.instantiate_classes(parser.parse_object(given))
+    corpus = getattr(made.data, "corpus", None)
+    for member in getattr(corpus, "corpora", {}).values():
+        assert isinstance(member, Corpus), member
 
 
 @pytest.fixture

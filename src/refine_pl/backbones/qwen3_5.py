@@ -12,7 +12,6 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
-from refine_kernels.gated_norm import rms_norm
 from refine_pl.backbones.attention_layer import AttentionMixer, AttentionShape
 from refine_pl.backbones.delta_rule_layer import (
     DeltaRuleCore,
@@ -35,9 +34,9 @@ class OffsetRMSNorm(RMSNorm):
         super().__init__(size, eps, for_products)
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape and type."""
-        return rms_norm(x, 1 + self.weight, self.eps, for_products=self.for_products)
+    def factors(self) -> Tensor:
+        """See :class:`RMSNorm`."""
+        return 1 + self.weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,16 +61,14 @@ class RMSNorm(nn.Module):
         self, x: Tensor, gate: Tensor | None = None, activation: GateActivation = "silu"
     ) -> Tensor:
         """The same shape and type; times the activated gate, of x's shape or ``[..., 1]``."""
+        weight, products = self.factors(), self.for_products
         if gate is None:
-            return rms_norm(x, self.weight, self.eps, for_products=self.for_products)
-        return gated_norm(
-            x,
-            gate,
-            self.weight,
-            self.eps,
-            activation=activation,
-            for_products=self.for_products,
-        )
+            return rms_norm(x, weight, self.eps, for_products=products)
+        return gated_norm(x, gate, weight, self.eps, activation=activation, for_products=products)
+
+    def factors(self) -> Tensor:
+        """What the normalised values are multiplied with, ``[size]``."""
+        return self.weight
 
 
 class SwiGLU(nn.Module):

@@ -6,8 +6,6 @@ numbers, ``"9"`` beside ``9`` becomes a number, a missing column becomes an empt
 are not counted, and one bad line makes the whole file unreadable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +35,93 @@ class BadRow(DataError):
         super().__init__(what, where=where, allowed=allowed, way_out=way_out)
 
 
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One row of a file, as it stands there."""
+
+    file: str
+    where: str  # the file, and the line (from 1) or the row (from 0)
+    number: int
+    values: dict[str, Any]  # by column
+    columns: list[str]  # all that the row has, also those that were not asked for
+    of_all: bool = False  # whether every row of the file has these columns
+
+    def bad(self, what: str, allowed: str) -> BadRow:
+        """The error that the row cannot be used."""
+        return BadRow(what, where=self.where, allowed=allowed)
+
+    def text(self, column: str, setting: str, *, blank: bool = False) -> str:
+        """The text of a column, which ``setting`` names; ``blank``: or white space alone.
+
+        Raises:
+            BadRow: there is none.
+        """
+        text = self.checked_text(self.value(column, setting), column)
+        if not blank and not text.strip():
+            raise self.bad(f"column {column!r} is empty", "text")
+        return text
+
+    def value(self, column: str, setting: str, way_out: str | None = None) -> Any:
+        """What a column holds; ``way_out`` is for the message, instead of the nearest column.
+
+        Raises:
+            BadRow: the row has no such column.
+            DataError: no row of the file has it, so that there is nothing to skip to.
+        """
+        if column in self.columns:
+            return self.values[column]
+        guess = nearest(column, self.columns)
+        if guess is None and len(self.columns) == 1:
+            guess = self.columns[0]
+        guessed = f"{setting}: {guess}" if guess else f"set {setting} to one of them"
+        raise (DataError if self.of_all else BadRow)(
+            f"no column {column!r}",
+            where=self.file if self.of_all else self.where,
+            allowed=f"one of the columns that exist: {', '.join(self.columns) or 'none'}",
+            way_out=way_out or guessed,
+        )
+
+    def answers(self, column: str | None, required: bool = True) -> tuple[str, ...]:
+        """The right answers, a list of texts or one text, in one of :func:`answer_columns`.
+
+        Raises:
+            BadRow: there is none although it is ``required``, or it is blank or not a text.
+        """
+        candidates = answer_columns(column)
+        found = next((name for name in candidates if name in self.columns), None)
+        if found is None and column is None and not required:
+            return ()
+        found = found or candidates[0]
+        value = self.value(found, "answers_column")
+        answers: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+        if not answers and required:
+            what = f"the row has no answers: column {found!r} holds {value!r}"
+            raise self.bad(what, "a text, or a list of at least one")
+        for answer in answers:
+            if not self.checked_text(answer, found).strip():  # every output contains it
+                raise self.bad(f"column {found!r} holds an empty answer", "text")
+        return tuple(answers)
+
+    def count(self, column: str) -> int | None:
+        """A number of tokens, or None where there is none; raises BadRow for all else."""
+        value = self.values.get(column)
+        if value is None or (type(value) is int and value >= 1):
+            return value
+        raise self.bad(f"column {column!r} holds {value!r:.40}", "a number of tokens, at least 1")
+
+    def checked_text(self, value: object, column: str) -> str:
+        """``value``; raises BadRow if it is not text, or no encoding of Unicode can hold it."""
+        if not isinstance(value, str):
+            found = "null" if value is None else f"{type(value).__name__} ({value!r:.40})"
+            raise self.bad(f"column {column!r} holds {found}", "text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            what = f"column {column!r} holds half a surrogate pair at character {error.start}"
+            raise self.bad(what, "valid Unicode text") from error
+        return value
+
+
 class RowReader:
     """Reads rows, and stops at those that cannot be used or counts them.
 
@@ -46,6 +131,8 @@ class RowReader:
         first_skipped: what was wrong with the first of them, and where.
     """
 
+    # A dataclass of another module inherits them, and its fields are read with that module's names:
+    # the types stand here as they are, not as text.
     on_bad_row: OnBadRow = "error"
     skipped_rows: int = 0
     first_skipped: str | None = None
@@ -166,93 +253,6 @@ class FileReader(RowReader):
             return self.usable(_parquet_rows(name, columns), make)
         first = next(iter(columns))
         return self.usable(_lines(name), lambda line: make(_line_record(name, *line, first)))
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """One row of a file, as it stands there."""
-
-    file: str
-    where: str  # the file, and the line (from 1) or the row (from 0)
-    number: int
-    values: dict[str, Any]  # by column
-    columns: list[str]  # all that the row has, also those that were not asked for
-    of_all: bool = False  # whether every row of the file has these columns
-
-    def bad(self, what: str, allowed: str) -> BadRow:
-        """The error that the row cannot be used."""
-        return BadRow(what, where=self.where, allowed=allowed)
-
-    def text(self, column: str, setting: str, *, blank: bool = False) -> str:
-        """The text of a column, which ``setting`` names; ``blank``: or white space alone.
-
-        Raises:
-            BadRow: there is none.
-        """
-        text = self.checked_text(self.value(column, setting), column)
-        if not blank and not text.strip():
-            raise self.bad(f"column {column!r} is empty", "text")
-        return text
-
-    def value(self, column: str, setting: str, way_out: str | None = None) -> Any:
-        """What a column holds; ``way_out`` is for the message, instead of the nearest column.
-
-        Raises:
-            BadRow: the row has no such column.
-            DataError: no row of the file has it, so that there is nothing to skip to.
-        """
-        if column in self.columns:
-            return self.values[column]
-        guess = nearest(column, self.columns)
-        if guess is None and len(self.columns) == 1:
-            guess = self.columns[0]
-        guessed = f"{setting}: {guess}" if guess else f"set {setting} to one of them"
-        raise (DataError if self.of_all else BadRow)(
-            f"no column {column!r}",
-            where=self.file if self.of_all else self.where,
-            allowed=f"one of the columns that exist: {', '.join(self.columns) or 'none'}",
-            way_out=way_out or guessed,
-        )
-
-    def answers(self, column: str | None, required: bool = True) -> tuple[str, ...]:
-        """The right answers, a list of texts or one text, in one of :func:`answer_columns`.
-
-        Raises:
-            BadRow: there is none although it is ``required``, or it is blank or not a text.
-        """
-        candidates = answer_columns(column)
-        found = next((name for name in candidates if name in self.columns), None)
-        if found is None and column is None and not required:
-            return ()
-        found = found or candidates[0]
-        value = self.value(found, "answers_column")
-        answers: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
-        if not answers and required:
-            what = f"the row has no answers: column {found!r} holds {value!r}"
-            raise self.bad(what, "a text, or a list of at least one")
-        for answer in answers:
-            if not self.checked_text(answer, found).strip():  # every output contains it
-                raise self.bad(f"column {found!r} holds an empty answer", "text")
-        return tuple(answers)
-
-    def count(self, column: str) -> int | None:
-        """A number of tokens, or None where there is none; raises BadRow for all else."""
-        value = self.values.get(column)
-        if value is None or (type(value) is int and value >= 1):
-            return value
-        raise self.bad(f"column {column!r} holds {value!r:.40}", "a number of tokens, at least 1")
-
-    def checked_text(self, value: object, column: str) -> str:
-        """``value``; raises BadRow if it is not text, or no encoding of Unicode can hold it."""
-        if not isinstance(value, str):
-            found = "null" if value is None else f"{type(value).__name__} ({value!r:.40})"
-            raise self.bad(f"column {column!r} holds {found}", "text")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-            what = f"column {column!r} holds half a surrogate pair at character {error.start}"
-            raise self.bad(what, "valid Unicode text") from error
-        return value
 
 
 def answer_columns(column: str | None) -> list[str]:

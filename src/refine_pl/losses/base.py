@@ -1,7 +1,5 @@
 """What every policy loss shares: what it returns, what it counts, and how masks work."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -42,7 +40,7 @@ class PolicyLoss(ABC):
             ``sequences``, all rollouts alike, each with the mean of its own tokens.
     """
 
-    counts: CountBy = "tokens"
+    counts: CountBy = "tokens"  # not as text, which a dataclass of another module could not read
 
     def __init__(self, counts: CountBy = "tokens") -> None:
         check_choice(type(self).__name__, "counts", counts, get_args(CountBy))
