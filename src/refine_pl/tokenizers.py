@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,9 @@ from refine_pl.errors import DataError, deepest_reason, download_command, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Names of files that hold a vocabulary, of one kind of tokenizer or another.
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.tiktoken", "tekken*")
 
 TokenIds = npt.NDArray[np.integer]
 Message = dict[str, str]  # role and content
@@ -239,6 +243,7 @@ class HubTokenizer(Tokenizer):
         from transformers.utils import logging
 
         refuse_missing_folder(self.name, "the tokenizer")
+        _refuse_folder_without(self.name)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # it knows no model of this kind, and need not
         try:
@@ -258,3 +263,17 @@ class HubTokenizer(Tokenizer):
             ) from error
         finally:
             logging.set_verbosity(verbosity)
+
+
+def _refuse_folder_without(name: str) -> None:
+    """Refuse a folder with no file of a tokenizer: the library would speak of its packages."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    if not any(fnmatch(file.name, kind) for file in folder.iterdir() for kind in _TOKENIZER_FILES):
+        raise DataError(
+            f"there is no tokenizer in the folder {name!r}",
+            allowed="a folder with tokenizer.json or another tokenizer file of transformers",
+            way_out="copy the tokenizer's files there, or name the model that they belong to; "
+            "models of bytes need none: refine_pl.data.Bytes",
+        )

@@ -381,7 +381,22 @@ CASES = [
     # What constructors and checks of the whole run refuse.
     Case("head width", {f"{MODEL}.num_heads": 3}, ["not a whole head width"]),
     Case("tokens", {f"{MODEL}.vocab_size": 100}, ["100", "model.backbone.init_args.vocab_size"]),
-    Case("segments", {"model.num_segments": 40}, ["40 segments do not fit sequences of 48 tokens"]),
+    Case(
+        "segments",
+        {"model.num_segments": 40},
+        ["40 segments do not fit sequences of 48 tokens", "a smaller num_segments"],
+    ),
+    Case(
+        "float16, which Lightning would replace on a CPU",
+        {"trainer.precision": "16-mixed"},
+        ["trainer.precision is 16-mixed", "bf16-mixed"],
+    ),
+    Case(
+        "a negative number with an exponent",
+        {},
+        ["gradient_clip is '-1e-3'", "a number > 0"],
+        ["--model.gradient_clip", "-1e-3"],
+    ),
     Case("batch", {"model.minibatch_size": 3}, ["batches of 2 sequences", "model.minibatch_size"]),
     Case("rate", {"model.optimizer.init_args.lr": -1}, ["AdamW refuses", "learning rate: -1"]),
     Case("device", {"trainer.accelerator": "tpu"}, ["refuses its settings"]),

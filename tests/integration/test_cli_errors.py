@@ -65,7 +65,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_number_of_cases():
-    assert len(CASES) == 78
+    assert len(CASES) == 80
     assert len({case.name for case in CASES}) == len(CASES)
     assert {case.name for case in CASES} >= LATE
 

@@ -109,13 +109,19 @@ def test_a_name_that_cannot_be_loaded(name, way_out):
     assert way_out in message
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
+@pytest.mark.parametrize("others", [[], ["config.json", "model.safetensors"]])
+def test_a_folder_without_a_tokenizer(tmp_path, others):
+    for name in others:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"there is no tokenizer in the folder[\s\S]*data\.Bytes"):
+        HubTokenizer(str(tmp_path)).encode("x")
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": "1.0"}'])
 def test_a_damaged_folder(tmp_path, content):
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-        (tmp_path / "tokenizer_config.json").write_text(
-            '{"tokenizer_class": "PreTrainedTokenizerFast"}'
-        )
+    (tmp_path / "tokenizer.json").write_text(content)
+    fields = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    (tmp_path / "tokenizer_config.json").write_text(fields)
     with pytest.raises(DataError) as caught:
         _ = HubTokenizer(str(tmp_path)).vocab_size
     message = str(caught.value)

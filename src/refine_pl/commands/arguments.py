@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, NoReturn
 
 from refine_pl.errors import ConfigError, did_you_mean
+
+NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
+"""What is a value after an option, and no option: argparse's own knows no exponents."""
 
 
 class Arguments(argparse.ArgumentParser):
@@ -19,6 +23,7 @@ class Arguments(argparse.ArgumentParser):
     def __init__(self, *, other: str | None = None, **settings: str) -> None:
         self._other = other
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+        self._negative_number_matcher = NEGATIVE
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember what was given."""

@@ -120,6 +120,16 @@ def check_plain_values(config: Any, sources: Sequence[Source], key: Key = ()) ->
         )
 
 
+def check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
+    """Refuse a seed that numpy has no place for."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(
+            f"seed_everything is {seed}",
+            where=given_in(sources, ("seed_everything",)),
+            allowed="an integer from 0 to 4294967295; true for a random one, false for none",
+        )
+
+
 @dataclass
 class _Owner:
     """What arguments belong to: the whole configuration, or a class that was chosen for a key."""

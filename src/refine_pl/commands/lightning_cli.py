@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from refine_pl.callbacks.closing import ClosingValidation, IterationLimit
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
+from refine_pl.commands.arguments import NEGATIVE
 from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
 from refine_pl.commands.checkpoint_words import find_checkpoint
 from refine_pl.commands.checkpoints import (
@@ -29,6 +30,7 @@ from refine_pl.commands.checkpoints import (
 from refine_pl.commands.config_errors import (
     check_groups,
     check_plain_values,
+    check_seed,
     explain,
     refuse_what_the_parser_lets_through,
 )
@@ -53,6 +55,7 @@ from refine_pl.launch import launched, slurm_job
 from refine_pl.machine_errors import machine_error
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.checkpoint_files import save_whole
+from refine_pl.training.checks import check_precision
 from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
 from refine_pl.training.resuming import check_something_was_trained
@@ -152,6 +155,7 @@ class RefineCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys of the callbacks; those of training may stand in any configuration."""
+        parser._negative_number_matcher = NEGATIVE
         self._keys = parser.add_function_arguments(self.callbacks, fail_untyped=False)
         for key in TRAINING_KEYS:
             if key not in self._keys:
@@ -214,7 +218,7 @@ class RefineCLI(LightningCLI):
         refuse_what_the_parser_lets_through(subparser, sources)
         refuse_not_finite(config, sources)
         check_plain_values(config, sources)
-        _check_seed(config.seed_everything, sources)
+        check_seed(config.seed_everything, sources)
         for key in self._keys:
             if config[key] is True:  # turned on again
                 config[key] = subparser.get_defaults()[key]
@@ -320,6 +324,8 @@ class RefineCLI(LightningCLI):
             settings["devices"] = launch.processes  # also where there are more devices, or none
         if self._name in WITH_FOLDER:
             settings["default_root_dir"] = default_root(settings, self._run_name)
+        if self._name == "fit":  # here: without a GPU Lightning would take another one than given
+            check_precision(str(settings["precision"]))
         given = settings["callbacks"] or []
         given = [given] if isinstance(given, Callback) else given  # one needs no list
         self.trainer_defaults["callbacks"] = self.needed_callbacks(given)
@@ -369,16 +375,6 @@ class RefineCLI(LightningCLI):
 
     def _interruption_here(self) -> str:
         return self.interruption() if self.trainer.is_global_zero else ""
-
-
-def _check_seed(seed: int | bool, sources: Sequence[Source]) -> None:
-    """Refuse a seed that numpy has no place for."""
-    if not 0 <= seed < 2**32:
-        raise ConfigError(
-            f"seed_everything is {seed}",
-            where=given_in(sources, ("seed_everything",)),
-            allowed="an integer from 0 to 4294967295; true for a random one, false for none",
-        )
 
 
 def going_on(argv: Sequence[str], checkpoint: Path | None) -> list[str]:

@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     _check(args)
-    tokenizer: Tokenizer = Bytes() if args.tokenizer == "bytes" else HubTokenizer(args.tokenizer)
+    words = "bytes", "Bytes", "refine_pl.data.Bytes"
+    tokenizer: Tokenizer = Bytes() if args.tokenizer in words else HubTokenizer(args.tokenizer)
     given = [(each, getattr(args, name)) for name, each in _SETS.items() if getattr(args, name)]
     targets = [folder / f"{each.task}.parquet" for folder, _ in _sides(args) for each, _ in given]
     _refuse_replacing(targets, args.overwrite)

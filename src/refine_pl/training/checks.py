@@ -182,7 +182,8 @@ def check_plan(selector: PositionSelector, length: int, plan: RolloutPlan, where
             "of them hold a token where a rollout may start",
             where=where,
             allowed=margins,
-            way_out="fewer segments, longer sequences, or a smaller min_prefix of the selector",
+            way_out="a smaller num_segments (of the model, of the stage that gives one, or of "
+            "validation), longer sequences, or a smaller min_prefix of the selector",
         )
 
 
