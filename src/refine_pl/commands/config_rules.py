@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import re
+import sys
 import traceback
 import types
 import typing
@@ -255,7 +256,8 @@ def _imported(path: str) -> tuple[Any, str]:
 
 def _nearest_class(base: type, path: str, otherwise: str | None) -> str | None:
     known = list(known_classes(base))
-    known += [f"{c.__module__}.{c.__qualname__}" for c in _subclasses(base)]  # a user's own too
+    own = [c for c in _subclasses(base) if c.__module__ in sys.modules]  # a user's own too
+    known += [f"{c.__module__}.{c.__qualname__}" for c in own]
     names = {full.rpartition(".")[2]: full for full in reversed(known)}
     return did_you_mean(path, known, did_you_mean(path.rpartition(".")[2], names, otherwise))
 
