@@ -135,14 +135,16 @@ def _text(error: UserError) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Lines of at most 100 columns, continued under the text of the line."""
+    """Lines that fit the terminal, at most 100 columns, continued under the text of the line."""
+    import shutil
     import textwrap
 
+    columns = min(max(shutil.get_terminal_size((100, 24)).columns, 40), 100)
     lines = text.splitlines()
     return "".join(
         textwrap.fill(
             line,
-            100,
+            columns,
             subsequent_indent=" " * 11 if line.startswith("  ") else "  ",
             drop_whitespace=True,
             break_on_hyphens=False,

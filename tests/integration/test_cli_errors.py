@@ -70,6 +70,14 @@ def test_number_of_cases():
     assert {case.name for case in CASES} >= LATE
 
 
+@pytest.mark.parametrize(("given", "fits"), [(60, 60), (300, MAX_COLUMNS), (1, 40)])
+def test_lines_fit_the_terminal(given, fits, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(given))
+    lines = run("fit", "--config", "tiny_mid", "--nothing.like.it", "x").stderr.splitlines()
+    assert len(lines) >= 3
+    assert fits - 20 < max(map(len, lines)) <= fits
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_bad_configuration(workplace, case):
     file = workplace / "bad.yaml"
