@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +25,7 @@ from refine_pl.errors import ConfigError
 from refine_pl.evaluation.tasks import scores
 from refine_pl.task_records import Answer, TaskRow
 from refine_pl.training.module import RefineModule
-from refine_pl.training.record_files import replace_file, write_json
+from refine_pl.training.record_files import as_line, replace_file, write_json
 from refine_pl.training.run_folder import CONFIG, SCORES
 from refine_pl.training.test_time import TestTimeTraining
 
@@ -67,6 +67,7 @@ class Evaluation(Callback):
         self.resamples = resamples
         self.command: list[str] = []  # set by the command line, for the card
         self.config_text: str | None = None  # set by the command line: the resolved configuration
+        self.stream: TextIO | None = None  # set by the command line: gets every line as well
         self._rows: Sequence[TaskRow] = ()
         self._kept: frozenset[str] = frozenset()
         self._card: dict[str, Any] = {}
@@ -155,6 +156,7 @@ class Evaluation(Callback):
             self._files.write_card(self._card)
             if self.config_text is not None:
                 replace_file(self._files.path / CONFIG, self.config_text)
+        self._show(line for line in self._files.lines() if line["id"] in self._kept)
 
     on_predict_start = on_test_start
 
@@ -165,10 +167,17 @@ class Evaluation(Callback):
     ) -> None:
         """Write the answers of a batch; in ``test`` score them first."""
         scored = self._card["stage"] == "test"
-        self._files.append([line_of(answer, scored) for answer in outputs], trainer.global_rank)
+        lines = [line_of(answer, scored) for answer in outputs]
+        self._files.append(lines, trainer.global_rank)
+        self._show(lines)
         self._new_tokens += sum(answer.num_tokens for answer in outputs)
 
     on_predict_batch_end = on_test_batch_end
+
+    def _show(self, lines: Iterable[Line]) -> None:
+        if self.stream is not None:
+            self.stream.writelines(map(as_line, lines))
+            self.stream.flush()
 
     # End -----------------------------------------------------------------------------------------
 

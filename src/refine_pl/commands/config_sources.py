@@ -87,8 +87,9 @@ def read_sources(argv: Sequence[str]) -> list[Source]:
             sources.append(_config(value))
         else:
             values: Any = value
-            with suppress(TextError):  # then it is a text
-                values = parse_yaml(value)
+            if value != "-":  # standard input; in YAML a list of nothing
+                with suppress(TextError):  # then it is a text
+                    values = parse_yaml(value)
             for part in reversed(option.removeprefix("--").removesuffix("+").split(".")):
                 values = {part: values}
             sources.append(Source(f"command line, {option}", values, option=option))

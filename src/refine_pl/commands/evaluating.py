@@ -1,11 +1,12 @@
 """What ``refine-pl test`` and ``predict`` add to the command line.
 
 A configuration for an evaluation names rows, and may leave out what the model knows: its tokenizer.
-``predict --prompts FILE`` needs no configuration at all.
+``predict --prompts FILE`` needs no configuration at all, and ``--prompts -`` prints the answers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import sys
@@ -24,6 +25,7 @@ from refine_pl.commands.callback_keys import evaluation_callbacks
 from refine_pl.commands.checkpoints import tokenizer_of
 from refine_pl.commands.config_rules import find_class
 from refine_pl.commands.config_sources import Source, last_value, name_of_run, since_class
+from refine_pl.data.standard_input import STANDARD_INPUT
 from refine_pl.errors import ConfigError
 from refine_pl.tokenizers import Tokenizer
 from refine_pl.training.trusted_classes import check_settings
@@ -97,8 +99,8 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         }
         if self._name == "predict":
             options["--prompts"] = (
-                "a file of prompts: .txt (one per line), .jsonl or .parquet (column prompt); "
-                "needs no configuration"
+                "a file of prompts: .txt (one per line), .jsonl or .parquet (column prompt); or -, "
+                "standard input: answers are then printed, as JSON lines; needs no configuration"
             )
         for option, text in options.items():
             parser.add_argument(option, type=str | None, default=None, help=text)
@@ -172,9 +174,28 @@ class EvaluationCLI(lightning_cli.RefineCLI):
         return self._evaluation.progress()
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if self.config[self._name].get("prompts") == STANDARD_INPUT:
+            self._refuse_processes()
+            self._evaluation.stream = sys.stdout
+            with contextlib.redirect_stdout(sys.stderr):  # lines of answers are all that goes there
+                self._run_here(subcommand)
+        else:
+            self._run_here(subcommand)
+
+    def _run_here(self, subcommand: str) -> None:
         if self._note and self.trainer.is_global_zero:
             sys.stdout.write(f"{self._note}\n")
         super()._run_subcommand(subcommand)
+
+    def _refuse_processes(self) -> None:
+        if self.trainer.world_size > 1:
+            raise ConfigError(
+                f"prompts come from standard input, and {self.trainer.world_size} processes would "
+                "share it",
+                where="--prompts",
+                allowed="a file, or one process",
+                way_out="--trainer.devices 1, or --prompts FILE",
+            )
 
 
 def _first(sources: Sequence[Source], *keys: str, kind: type = object) -> Any:

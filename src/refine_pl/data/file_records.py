@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from refine_pl.data.paths import find_files, short_names, shown_paths
@@ -251,8 +250,29 @@ class FileReader(RowReader):
         """
         if name.endswith(".parquet"):
             return self.usable(_parquet_rows(name, columns), make)
+        return self.read_lines(_opened(name), name, name.endswith(".jsonl"), columns, make)
+
+    def read_lines(
+        self,
+        lines: Iterable[bytes],
+        name: str,
+        hold_json: bool,
+        columns: Collection[str],
+        make: Callable[[FileRecord], T],
+    ) -> Iterator[T]:
+        """As :meth:`read_file`, of the lines of a file of that ``name``.
+
+        Args:
+            lines: blank ones are left out.
+            name: for messages.
+            hold_json: otherwise each line is a text.
+            columns: as in :meth:`read_file`.
+            make: as in :meth:`read_file`.
+        """
         first = next(iter(columns))
-        return self.usable(_lines(name), lambda line: make(_line_record(name, *line, first)))
+        record = partial(_json_record, name, first) if hold_json else partial(_text, name, first)
+        numbered = ((i, line) for i, line in enumerate(lines, start=1) if not line.isspace())
+        return self.usable(numbered, lambda line: make(record(*line)))
 
 
 def answer_columns(column: str | None) -> list[str]:
@@ -269,18 +289,21 @@ def decoded(content: bytes, where: str) -> str:
         raise BadRow(what, where=where, allowed="UTF-8 text") from error
 
 
-def _lines(name: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers from 1."""
+def _opened(name: str) -> Iterator[bytes]:
     with open(name, "rb") as lines:
-        yield from ((i, line) for i, line in enumerate(lines, start=1) if not line.isspace())
+        yield from lines
 
 
-def _line_record(name: str, number: int, line: bytes, column: str) -> FileRecord:
-    """The record of a line; the whole line is the ``column`` of a ``.txt`` file."""
+def _text(name: str, column: str, number: int, line: bytes) -> FileRecord:
+    """The record of a line that is a text, that of the ``column``."""
+    where = f"{name}, line {number}"
+    text = decoded(line, where).rstrip("\r\n")
+    return FileRecord(name, where, number, {column: text}, [column])
+
+
+def _json_record(name: str, column: str, number: int, line: bytes) -> FileRecord:
     where = f"{name}, line {number}"
     text = decoded(line, where)
-    if Path(name).suffix == ".txt":
-        return FileRecord(name, where, number, {column: text.rstrip("\r\n")}, [column])
     try:
         row = parse_json(text)
     except TextError as error:

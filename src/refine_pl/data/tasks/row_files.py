@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 from jsonargparse.typing import PositiveInt
 
 from refine_pl.data.file_records import FileReader, FileRecord, OnBadRow, answer_columns
+from refine_pl.data.standard_input import STANDARD_INPUT, StandardInput
 from refine_pl.data.tasks.base import TaskSource, check_unique
 from refine_pl.errors import DataError
 from refine_pl.task_records import TaskRow
@@ -15,6 +18,8 @@ from refine_pl.tokenizers import Tokenizer
 
 UNNAMED_TASK = "prompts"
 """The task of rows that name none and need no answers."""
+
+T = TypeVar("T")
 
 _LENGTH_COLUMN = "max_seq_length"
 
@@ -28,7 +33,8 @@ class RowFiles(FileReader, TaskSource):
     order given, those of a pattern sorted by path.
 
     Args:
-        paths: paths or patterns, relative to the folder that ``refine-pl`` was started from.
+        paths: paths or patterns, relative to the folder that ``refine-pl`` was started from; or
+            ``-``, standard input: JSON lines if it begins with ``{``, otherwise a prompt per line.
         task: the task of every row; otherwise ``task_column`` names it.
         prompt_column: holds the prompt.
         answers_column: holds a list of right answers, or one; ``answers`` or else ``answer`` if not
@@ -62,15 +68,41 @@ class RowFiles(FileReader, TaskSource):
         Raises:
             DataError: a file is missing or cannot be read, or cannot hold the answers.
         """
-        files = super().files()
-        prompts = [name for name in files if name.endswith(".txt")]
-        if prompts and self.require_answers:
+        if STANDARD_INPUT not in self.paths:
+            files = super().files()
+            bare = next((name for name in files if name.endswith(".txt")), None)
+        elif len(self.paths) > 1:
+            paths = ", ".join(self.paths)
+            raise DataError("standard input stands among files", where=paths, allowed="- alone")
+        else:
+            files = [STANDARD_INPUT]
+            bare = None if self._input.hold_json else STANDARD_INPUT
+        if bare and self.require_answers:
+            kind = "standard input" if bare == STANDARD_INPUT else "a .txt file"
             raise DataError(
-                "a .txt file holds prompts without answers",
-                where=prompts[0],
+                f"{kind} holds prompts without answers",
+                where=bare,
                 way_out="require_answers: false, or a .jsonl or .parquet file with answers",
             )
         return files
+
+    def named_files(self) -> dict[str, str]:
+        """The files by their short names."""
+        files = self.files()
+        return {"stdin": STANDARD_INPUT} if files == [STANDARD_INPUT] else super().named_files()
+
+    def read_file(
+        self, name: str, columns: Collection[str], make: Callable[[FileRecord], T]
+    ) -> Iterator[T]:
+        """What ``make`` makes of every record of a file, or of standard input."""
+        if name != STANDARD_INPUT:
+            return super().read_file(name, columns, make)
+        given = self._input
+        return self.read_lines(given.lines, "standard input", given.hold_json, columns, make)
+
+    @cached_property
+    def _input(self) -> StandardInput:
+        return StandardInput.read()
 
     def rows(self, tokenizer: Tokenizer) -> list[TaskRow]:
         """The rows of all files.
