@@ -9,10 +9,14 @@ import tiny
 import torch
 from closeness import logits_of, relative
 from fla_models import published
+from replayed_ops import ReplayedOps
 from single_updates import MODELS, update
 
 from refine_kernels.backends import fla_decay_fault
+from refine_pl.records import Prefill, RolloutPlan
 from refine_pl.rollouts import Forked, Recompute
+from refine_pl.rollouts.decode_graph import Decoder
+from refine_pl.rollouts.recorders import CudaRecorder
 from refine_pl.selectors import Fixed
 
 pytestmark = pytest.mark.gpu
@@ -125,6 +129,34 @@ def test_forks_equal_recomputation(place, name):
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert relative(*gradients) < place.size(0.06, 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "LaCT"])
+def test_a_graph_draws_what_decoding_draws(place, name):
+    """While weights change where they lie, as an optimizer changes them."""
+    policy, graph, eager = policy_of(place, name), Forked("always"), Forked("never")
+    graph.decode = Decoder(CudaRecorder if place.is_gpu else ReplayedOps)
+    for number in range(4):
+        batch = tiny.batch(place.size([700, 650], [39]), seed=number).to(place.device)
+        index = torch.tensor(place.size([[64, 513], [200, 640]], [[17]]), device=place.device)
+        where = tiny.Positions(index + number, torch.ones_like(index, dtype=torch.bool))
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+            with torch.autocast("cuda", torch.bfloat16) if place.is_gpu else nullcontext():
+                output = policy(batch.tokens, batch.num_tokens, keep_trail=True)
+                drawn = [
+                    generator.generate(
+                        *(policy, Prefill(output.hidden, None, output.trail), batch, where),
+                        *(RolloutPlan(len(index[0]), 2, 5), tiny.randomness(len(batch), number)),
+                    )
+                    for generator in (graph, eager)
+                ]
+        one, other = drawn
+        assert torch.equal(one.tokens, other.tokens)
+        assert relative(one.old_logprobs, other.old_logprobs) < 1e-3
+        assert relative(one.hidden.float(), other.hidden.float()) < 1e-2
+    assert len(graph.decode.recordings) == 1
 
 
 @pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])

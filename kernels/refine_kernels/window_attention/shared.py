@@ -36,6 +36,10 @@ class SharedWindow:
         """Tokens that each row has read since its prefix."""
         return 0 if self.own_keys is None else self.own_keys.shape[1]
 
+    def without_mailbox(self) -> SharedWindow:
+        """The same windows, whose gradients go nowhere."""
+        return replace(self, source=Source(self.source.keys, self.source.values))
+
     def select(self, rows: Tensor) -> SharedWindow:
         """The rows ``rows [M]`` int64."""
         return SharedWindow(

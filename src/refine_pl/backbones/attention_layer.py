@@ -7,13 +7,14 @@ number, and forks share them. With a window the state holds the last tokens only
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from refine_kernels.causal_attention import AttentionTrail, SharedCache, causal_attention
+from refine_kernels.records import map_numbers
 from refine_kernels.window_attention import SharedWindow, WindowTrail, window_attention
 from refine_pl.backbones.base import LayerState, LayerTrail, TokenLayout
 from refine_pl.backbones.rope import Rope, rotate
@@ -49,6 +50,18 @@ class AttentionState(LayerState):
 
     seen: SharedCache | SharedWindow
     num_tokens: Tensor  # [R] int64, for the rotations of the next ones
+
+    @property
+    def by_shape(self) -> bool:
+        """Unless the host lists which row has which place beside a prefix."""
+        return isinstance(self.seen, SharedWindow) or self.seen.places is None
+
+    def detach(self) -> AttentionState:
+        """The same values without their history."""
+        plain = map_numbers(Tensor.detach, self)
+        if not isinstance(plain.seen, SharedWindow):
+            return plain
+        return replace(plain, seen=plain.seen.without_mailbox())
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,11 @@ class LayerState:
     between copies has ``select`` and ``fork`` of its own.
     """
 
+    @property
+    def by_shape(self) -> bool:
+        """Whether sizes alone decide what the next tokens run, and no number on the host."""
+        return True
+
     def select(self, rows: Tensor) -> Self:
         """The rows ``rows [M]`` int64."""
         return self._each("select", rows, lambda x: x[rows])

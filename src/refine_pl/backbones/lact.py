@@ -47,6 +47,11 @@ class LaCTState(LayerState):
     seen: SharedWindow
     num_tokens: Tensor  # [R] int64, for the rotations of the next ones
 
+    @property
+    def by_shape(self) -> bool:
+        """No: how far chunks are full, which the host counts, says when weights change."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class LaCTTrail(LayerTrail):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from refine_pl.backbones.base import FastWeightLM
@@ -23,6 +24,9 @@ class RolloutGenerator(nn.Module, ABC):
     """
 
     joins: ClassVar[bool] = False
+
+    def check_device(self, device: torch.device) -> None:
+        """Before a run: refuse settings that cannot be on a device, with a ConfigError."""
 
     @abstractmethod
     def generate(

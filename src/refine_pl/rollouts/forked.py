@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from refine_kernels.host import to_device
 from refine_pl.backbones.base import FastWeightLM, Forks
+from refine_pl.errors import check_choice
 from refine_pl.randomness import RowRandom
 from refine_pl.records import Batch, Positions, Prefill, Reading, RolloutPlan, Rollouts
 from refine_pl.rollouts.base import RolloutGenerator
-from refine_pl.rollouts.decode import decode
+from refine_pl.rollouts.decode_graph import DecodeGraph, Decoder
 from refine_pl.rollouts.gather import at_offsets
 
 
@@ -20,9 +23,28 @@ class Forked(RolloutGenerator):
     Drawing costs ``L`` steps of decoding; the update reads sequences and rollouts in one pass, and
     its gradient flows through the forked states into the whole prefix. Where both happen under the
     same weights, one pass over the sequences serves both.
+
+    Args:
+        decode_graph: decode as a CUDA graph, which the host starts as a whole: ``auto`` where that
+            works, ``always`` (what prevents it is an error), or ``never``.
+
+    Raises:
+        ConfigError: another word; with ``always`` what prevents a graph, by :meth:`check_device` or
+            :meth:`generate`.
     """
 
     joins = True
+
+    def __init__(self, decode_graph: DecodeGraph = "auto") -> None:
+        super().__init__()
+        check_choice("Forked", "decode_graph", decode_graph, get_args(DecodeGraph))
+        self.decode_graph = decode_graph
+        self.decode = Decoder()
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse ``always`` where there are no graphs."""
+        if self.decode_graph == "always":
+            self.decode.check_device(device)
 
     @torch.no_grad()
     def generate(
@@ -40,7 +62,8 @@ class Forked(RolloutGenerator):
         uniform = to_device(generator.rand(*shape[1:]), batch.tokens.device)
         targets = at_offsets(batch.tokens, positions, 0, length)
         before = at_offsets(prefill.hidden, positions, -1, 1)  # [B, S, 1, D]
-        drawn = decode(
+        drawn = self.decode(
+            self.decode_graph,
             policy,
             before.expand(-1, -1, copies, -1).flatten(0, 2),
             prefill.trail.at(positions.index).fork(copies),

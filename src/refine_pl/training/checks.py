@@ -53,12 +53,15 @@ def check_precision(precision: str) -> None:
         )
 
 
-def check_update(sizes: Sizes, generator: RolloutGenerator) -> None:
+def check_update(sizes: Sizes, generator: RolloutGenerator, device: torch.device) -> None:
     """Refuse a joined update that the generator has no pass for, and draws of half a micro-batch.
+
+    And what the generator cannot do on the device.
 
     Raises:
         ConfigError: naming both settings.
     """
+    generator.check_device(device)
     if sizes.update == "joined" and not generator.joins:
         raise ConfigError(
             f"model.update is joined, and {type(generator).__name__} reads every prefix again",

@@ -216,7 +216,7 @@ class RefineModule(SavedModule):
             self.phase = find_phase(self.trainer)
             self.part_settings = self._part_settings()
             check_reward_names(self.refine_step.reward.names)
-            check_update(self.sizes, self.refine_step.generator)
+            check_update(self.sizes, self.refine_step.generator, self.trainer.strategy.root_device)
             check_manual_optimization(self.trainer)
             own = type(self) is RefineModule
             check_callbacks(self.trainer, own, self.refine_step.reward.names)
