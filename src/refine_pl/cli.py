@@ -136,10 +136,12 @@ def _text(error: UserError) -> str:
 
 def _wrapped(text: str) -> str:
     """Lines that fit the terminal, at most 100 columns, continued under the text of the line."""
-    import shutil
     import textwrap
 
-    columns = min(max(shutil.get_terminal_size((100, 24)).columns, 40), 100)
+    try:
+        columns = min(max(os.get_terminal_size(sys.stderr.fileno()).columns, 40), 100)
+    except (OSError, ValueError):  # it is no terminal
+        columns = 100
     lines = text.splitlines()
     return "".join(
         textwrap.fill(

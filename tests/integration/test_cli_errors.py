@@ -11,7 +11,7 @@ import yaml
 from bad_configurations import CASES
 from command_line import CONFIG, Outcome, edited, run, write_config, write_documents
 
-from refine_pl.cli import _text, _user_error
+from refine_pl.cli import _text, _user_error, _wrapped
 from refine_pl.errors import DataError
 
 MAX_LINES = 12
@@ -72,8 +72,9 @@ def test_number_of_cases():
 
 @pytest.mark.parametrize(("given", "fits"), [(60, 60), (300, MAX_COLUMNS), (1, 40)])
 def test_lines_fit_the_terminal(given, fits, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(given))
-    lines = run("fit", "--config", "tiny_mid", "--nothing.like.it", "x").stderr.splitlines()
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((given, 24)))
+    monkeypatch.setattr("sys.stderr", sys.__stderr__)
+    lines = _wrapped("error: " + "word " * 60).splitlines()
     assert len(lines) >= 3
     assert fits - 20 < max(map(len, lines)) <= fits
 
