@@ -156,7 +156,8 @@ class Evaluation(Callback):
             self._files.write_card(self._card)
             if self.config_text is not None:
                 replace_file(self._files.path / CONFIG, self.config_text)
-        self._show(line for line in self._files.lines() if line["id"] in self._kept)
+        if self.stream is not None:  # an earlier session printed them to another reader
+            self._show(line for line in self._files.lines() if line["id"] in self._kept)
 
     on_predict_start = on_test_start
 

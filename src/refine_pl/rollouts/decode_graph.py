@@ -100,10 +100,12 @@ class Decoder:
             ConfigError: with ``always``, where it cannot be recorded.
         """
         check_choice("Forked", "decode_graph", mode, get_args(DecodeGraph))
+        unfit = _unfit_device(hidden.device, self.recorder.device_type) is not None
+        if mode == "never" or (mode == "auto" and (self._stopped or unfit)) or not hidden.numel():
+            return decode(policy, hidden, state, targets, uniform)
         layers = tuple(layer.detach() for layer in state.layers)
         inputs = _Inputs(hidden, layers, state.num_tokens, targets, uniform)
-        given_up = mode == "never" or (mode == "auto" and self._stopped)
-        if given_up or not hidden.numel() or not self._can_record(mode, policy, inputs):
+        if not self._can_record(mode, policy, inputs):
             return inputs.decode(policy)
         key = form_of(inputs), surroundings_of(policy, hidden.device)
         if key in self.recordings:
