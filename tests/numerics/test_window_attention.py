@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine_kernels.window_attention import blocked, prefixes, window_attention
+from refine_kernels.window_attention import blocked, prefixes, products, window_attention
 from refine_kernels.window_attention.reference import window_attention_reference
 from refine_pl.benchmark.memory import PeakMemory
 
@@ -37,9 +37,11 @@ def test_equals_the_masked_form(window, length):
 
 @pytest.mark.parametrize("window", [1, 4, 9, 60])
 @pytest.mark.parametrize("length", [1, 21])
+@pytest.mark.parametrize("in_place", [0, 2**30])
 @pytest.mark.usefixtures("small_blocks")
-def test_rows_continue_and_forks_share(window, length):
+def test_rows_continue_and_forks_share(window, length, in_place, monkeypatch):
     """After any prefix, at once or a few tokens at a time, with the gradients into the prefix."""
+    monkeypatch.setattr(products, "IN_PLACE", in_place)
     q, k, v = draw(2, 30 + length)
     expected = window_attention_reference(q, k, v, window)
     _, trail = window_attention(q[:, :30], k[:, :30], v[:, :30], window)
@@ -52,14 +54,21 @@ def test_rows_continue_and_forks_share(window, length):
     whole, _ = window_attention(*new, window, state)
     torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-12)
 
-    forked = state.fork(2)
     new = [x.repeat_interleave(2, 0) for x in new]
-    outputs = []
-    for piece in zip(*(x.split(2, 1) for x in new), strict=True):
-        output, forked = forked.attend(*piece)
-        outputs.append(output)
-    shared = torch.cat(outputs, 1)
-    torch.testing.assert_close(shared, wanted.repeat_interleave(2, 0), rtol=1e-10, atol=1e-12)
+
+    def in_pieces(forked):
+        outputs = []
+        for piece in zip(*(x.split(2, 1) for x in new), strict=True):
+            output, forked = forked.attend(*piece)
+            outputs.append(output)
+        return torch.cat(outputs, 1)
+
+    shared = in_pieces(state.fork(2))
+    forks = wanted.repeat_interleave(2, 0)
+    torch.testing.assert_close(shared, forks, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        for drawn in (state.fork(2), state.fork(2).gathered(), state.fold().fork(2)):
+            torch.testing.assert_close(in_pieces(drawn), forks, rtol=1e-10, atol=1e-12)
     expected_gradients = torch.autograd.grad(2 * wanted.sin().sum(), (k, v), retain_graph=True)
     for got, times in ((whole, 2), (shared, 1)):
         found = torch.autograd.grad(times * got.sin().sum(), (k, v), retain_graph=True)
@@ -67,12 +76,15 @@ def test_rows_continue_and_forks_share(window, length):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("gathered", [1, 200, 2**20])
+@pytest.mark.parametrize(("gathered", "in_place"), [(1, 0), (200, 0), (2**20, 2**30)])
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("uses", ["read", "fold", "read fold read", "read output", "output"])
-def test_gradients_that_wait_for_the_pass_of_the_keys(gathered, copies, uses, monkeypatch):
+def test_gradients_that_wait_for_the_pass_of_the_keys(
+    gathered, in_place, copies, uses, monkeypatch
+):
     """Windows read any number of times, gathered one, some or all at a time, and copied."""
     monkeypatch.setitem(prefixes.GATHERED, "cpu", gathered)
+    monkeypatch.setattr(products, "IN_PLACE", in_place)
     q, k, v = draw(2, 25, seed=len(uses))
     output, trail = window_attention(q, k, v, 6)
     positions = torch.tensor([[4, 4, 17], [25, 0, 11]])
@@ -123,6 +135,19 @@ def test_no_copy_of_all_windows(gathered, compact, monkeypatch):
         torch.autograd.grad(output.sin().sum(), inputs[1:])
     assert memory.largest_elements > 0
     assert (memory.largest_elements < rows * 127 * 2 * 4) == compact
+
+
+@pytest.mark.parametrize(("in_place", "copied"), [(0, False), (2**30, True)])
+def test_long_windows_are_read_where_they_lie(in_place, copied, monkeypatch):
+    """The second case is the broken one."""
+    monkeypatch.setattr(products, "IN_PLACE", in_place)
+    _, trail = window_attention(*draw(1, 512), 128)
+    state = trail.at(torch.arange(5, 512, 13)[None])
+    rows = len(state.windows.end)
+    with torch.no_grad(), PeakMemory() as memory:
+        state.attend(*draw(rows, 2))
+    assert memory.largest_elements > 0
+    assert (memory.largest_elements >= rows * 127 * 2 * 4) == copied
 
 
 def peak(length, window):

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from refine_kernels.compact import Mailbox
 from refine_kernels.records import rows_of
+from refine_kernels.window_attention.products import Gathered, InPlace, fits_in_place
 
 # Elements of the keys that a backward pass gathers at once; at least one window's.
 GATHERED = {"cpu": 2**19, "cuda": 2**26}
@@ -54,6 +55,7 @@ class Windows:
     count: Tensor  # [G] int64, tokens of the prefix that can be seen, at most window - 1
     window: int  # tokens that each sees, itself included
     copies: int = 1  # N
+    whole: bool = False  # the window of prefix g is all of row g
 
     def index(self, length: int) -> Tensor:
         """Where the windows' tokens lie ``[G, P]``, in rows of ``length``.
@@ -63,6 +65,18 @@ class Windows:
         width = min(self.window - 1, length)
         index = self.end[:, None] - width + torch.arange(width, device=self.end.device)
         return index.clamp(0, max(length - 1, 0)) + self.row[:, None] * length
+
+    def first(self, length: int) -> Tensor:
+        """The first ``[G]`` of ``P`` tokens side by side in rows of ``length``, to be looked at.
+
+        Where a prefix is shorter than its window, tokens after its end are among them.
+        """
+        return (self.end - min(self.window - 1, length)).clamp(min=0)
+
+    def places(self, length: int) -> Tensor:
+        """Where those lie ``[G, P]``, as in :meth:`index`."""
+        column = torch.arange(min(self.window - 1, length), device=self.end.device)
+        return (self.first(length) + self.row * length)[:, None] + column
 
     def select(self, groups: Tensor) -> Windows:
         """The prefixes ``groups [M]``, a reader each."""
@@ -74,31 +88,31 @@ class Windows:
         row, end, count = (x[first:last] for x in (self.row, self.end, self.count))
         return Windows(row, end, count, self.window, self.copies)
 
-    def read(self, q: Tensor, own: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> Tensor:
+    def read(self, q: Tensor, own: tuple[Tensor, Tensor], seen: Gathered | InPlace) -> Tensor:
         """Attend to the window and to a row's own tokens, of which the last ones ask.
 
         Args:
             q: ``[R, t, H, d]``.
             own: keys and values ``[R, o + t, H, d]`` since the prefix.
-            seen: those of the windows ``[G, P, H, d]``.
+            seen: those of the windows, as :meth:`seen` gives them.
 
         Returns:
             ``[R, t, H, d]``.
         """
-        (k, v), (keys, values) = own, (x.to(q.dtype) for x in seen)
-        length, width, device = q.shape[1], keys.shape[1], q.device
+        (k, v), length, width, device = own, q.shape[1], seen.width, q.device
         earlier = k.shape[1] - length
         time = torch.arange(earlier, earlier + length, device=device)[:, None]
         own_time = torch.arange(earlier + length, device=device)
         hidden_own = (own_time > time) | (own_time <= time - self.window)  # [t, o + t]
-        away = width - torch.arange(width, device=device)  # to the prefix's end
-        hidden = (away > self.count[:, None])[:, None] | (away + time >= self.window)  # [G, t, P]
+        # From each to the prefix's end, [G, 1, P].
+        away = (self.end - seen.first)[:, None, None] - torch.arange(width, device=device)
+        hidden = (away < 1) | (away > self.count[:, None, None]) | (away + time >= self.window)
 
         def by_prefix(x: Tensor) -> Tensor:  # [R, t, H, d] to [G, H, N * t, d]
             return x.unflatten(0, (-1, self.copies)).flatten(1, 2).transpose(1, 2)
 
         scale = q.shape[-1] ** -0.5
-        shared = by_prefix(q * scale) @ keys.permute(0, 2, 3, 1)  # [G, H, N * t, P]
+        shared = seen.scores(by_prefix(q * scale))  # [G, H, N * t, P]
         shared = shared.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
         hidden = hidden[:, None, None].expand(-1, self.copies, -1, -1, -1).flatten(0, 1)
         own_scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
@@ -108,7 +122,7 @@ class Windows:
         weights = joined.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
         output = weights[..., width:] @ v.transpose(1, 2)
         to_prefix = weights[..., :width].transpose(1, 2)  # [R, t, H, P]
-        to_prefix = by_prefix(to_prefix) @ values.transpose(1, 2)  # [G, H, N * t, d]
+        to_prefix = seen.sums(by_prefix(to_prefix))  # [G, H, N * t, d]
         to_prefix = to_prefix.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
         return (output + to_prefix).transpose(1, 2)
 
@@ -117,7 +131,18 @@ def attend(q: Tensor, own: tuple[Tensor, Tensor], windows: Windows, source: Sour
     """Of ``q [R, t, H, d]``, to the same shape; see :meth:`Windows.read`."""
     if source.owner is not None:
         return _Attend.apply(source.handle, source, windows, q, *own)
-    return windows.read(q, own, source.rows(windows.index(source.keys.shape[1])))
+    return windows.read(q, own, _seen(q, windows, source))
+
+
+def _seen(q: Tensor, windows: Windows, source: Source) -> Gathered | InPlace:
+    """What ``q`` is to be multiplied with."""
+    keys, values, length = source.keys, source.values, source.keys.shape[1]
+    width, first = min(windows.window - 1, length), windows.first(length)
+    if windows.whole:
+        return Gathered(keys, values, first)
+    if fits_in_place(keys, values, q, width):
+        return InPlace.of(keys, values, windows.row, first, width)
+    return Gathered(*source.rows(windows.places(length)), first)
 
 
 class _Rows(NamedTuple):
@@ -165,10 +190,10 @@ class _Asked(NamedTuple):
 
     def gradients(self, source: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Those of what was given."""
-        found = [torch.empty_like(x) for x in self.given]
+        found, length = [torch.empty_like(x) for x in self.given], source[0].shape[1]
         for windows, index, rows in self._parts(source[0]):
             given = [x[rows].detach().requires_grad_() for x in self.given]
-            seen = [rows_of(x, index) for x in source]
+            seen = Gathered(*(rows_of(x, index) for x in source), windows.first(length))
             parts = _gradients(windows, given, seen, given, self.d_output[rows])
             for place, part in zip(found, parts, strict=True):
                 place[rows] = part
@@ -176,16 +201,17 @@ class _Asked(NamedTuple):
 
     def add_to(self, d_source: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> None:
         """Those of the source, where they belong."""
+        length = source[0].shape[1]
         for windows, index, rows in self._parts(source[0]):
-            seen = [rows_of(x, index).detach().requires_grad_() for x in source]
-            given = [x[rows] for x in self.given]
-            keys, values = _gradients(windows, given, seen, seen, self.d_output[rows])
-            _Rows(index, keys, values).add_to(d_source, source)
+            both = [rows_of(x, index).detach().requires_grad_() for x in source]
+            given, seen = [x[rows] for x in self.given], Gathered(*both, windows.first(length))
+            found = _gradients(windows, given, seen, both, self.d_output[rows])
+            _Rows(index, *found).add_to(d_source, source)
 
     def _parts(self, keys: Tensor) -> Iterator[tuple[Windows, Tensor, slice]]:
         """Some prefixes at a time, where their windows lie, and the rows that read them."""
         windows, copies = self.windows, self.windows.copies
-        index = windows.index(keys.shape[1])
+        index = windows.places(keys.shape[1])
         each = max(index.shape[1] * keys.shape[2] * keys.shape[3], 1)
         step = max(GATHERED.get(keys.device.type, 2**26) // each, 1)
         for first in range(0, len(index), step):
@@ -197,13 +223,13 @@ class _Asked(NamedTuple):
 def _gradients(
     windows: Windows,
     given: Sequence[Tensor],
-    seen: Sequence[Tensor],
+    seen: Gathered,
     wanted: Sequence[Tensor],
     d_output: Tensor,
 ) -> tuple[Tensor, ...]:
-    (q, k, v), (keys, values) = given, seen
+    q, k, v = given
     with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
-        output = windows.read(q, (k, v), (keys, values))
+        output = windows.read(q, (k, v), seen)
     return torch.autograd.grad(output, wanted, d_output)
 
 
@@ -218,7 +244,7 @@ class _Attend(torch.autograd.Function):
         ctx.window, ctx.copies = windows.window, windows.copies
         kept = q, k, v, source.keys, source.values, windows.row, windows.end, windows.count
         ctx.save_for_backward(*kept)
-        return windows.read(q, (k, v), source.rows(windows.index(source.keys.shape[1])))
+        return windows.read(q, (k, v), _seen(q, windows, source))
 
     @staticmethod
     @once_differentiable

@@ -65,7 +65,18 @@ class SharedWindow:
         seen = (windows.count + rows.num_own).clamp(max=size - 1)
         end = torch.full_like(seen, keys.shape[1])
         number = torch.arange(count, device=device)
-        return SharedWindow(Source(keys, values), Windows(number, end, seen, size))
+        return SharedWindow(Source(keys, values), Windows(number, end, seen, size, whole=True))
+
+    def gathered(self) -> SharedWindow:
+        """The same rows, whose windows lie side by side, head by head, and are read as they lie."""
+        if self.own_keys is not None:
+            return self
+        rows = replace(self, windows=replace(self.windows, copies=1)).fold()
+        keys, values = (
+            x.transpose(1, 2).contiguous().transpose(1, 2)
+            for x in (rows.source.keys, rows.source.values)
+        )
+        return replace(rows, source=Source(keys, values)).fork(self.copies)
 
     def fork(self, n: int) -> SharedWindow:
         """Every row ``n`` times, sharing its prefix."""
