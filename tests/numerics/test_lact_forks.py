@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from refine_pl.backbones import Forks
+from refine_pl.backbones import Forks, State
 
 # Before, on and after borders of chunks of 8 and of 16; the last ones end with the row.
 POSITIONS = [[1, 7, 8, 9, 15, 17, 36], [3, 6, 16, 24, 31, 32, 33]]
@@ -102,6 +102,31 @@ def test_decoding_needs_constant_memory(options, forks):
             state = policy(tokens, state=state).state
             sizes.append(state.nbytes)
     assert max(sizes[150:]) <= max(sizes[:150])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_form_for_graphs_reads_the_same_up_to_a_full_chunk(options, copies):
+    policy = tiny.lact(**options)
+    batch = tiny.batch(LENGTHS)
+    with torch.no_grad():
+        trail = policy(batch.tokens, batch.num_tokens, keep_trail=True).trail
+        state = trail.at(torch.tensor([[1, 17, 9], [16, 33, 24]])).fork(copies)
+        room = state.layers[0].fast.room
+        assert room > 0
+        assert state.layers[0].for_graph(room + 1) is None
+        form = State(tuple(x.for_graph(room) for x in state.layers), state.num_tokens)
+        rows = torch.tensor([4, 0, 4, 2])
+        pairs = [(state, form), tuple(x.select(rows).fork(2) for x in (state, form))]
+        for whole, short in pairs:
+            for _ in range(min(room, 20)):
+                tokens = torch.randint(23, (len(whole.num_tokens), 1))
+                one, other = (policy(tokens, state=x) for x in (whole, short))
+                torch.testing.assert_close(other.hidden, one.hidden, rtol=1e-10, atol=1e-11)
+                whole, short = one.state, other.state
+        if room <= 20:
+            with pytest.raises(ValueError, match="1 tokens of a state that may read 0 more"):
+                policy(tokens, state=short)
 
 
 def test_forks_share_what_they_continue():

@@ -4,6 +4,7 @@ from refine_kernels.lact_update.interface import FastOutput, FastTrail, lact_upd
 from refine_kernels.lact_update.precision import Precision
 from refine_kernels.lact_update.shared import SharedFastState
 from refine_kernels.lact_update.step import row_norms
+from refine_kernels.lact_update.unchanging import UnchangingState
 from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FastWeights",
     "Precision",
     "SharedFastState",
+    "UnchangingState",
     "UpdateRule",
     "lact_update",
     "row_norms",

@@ -18,6 +18,7 @@ from refine_kernels.host import on_host, rows_at, to_device
 from refine_kernels.lact_update.directions import Written, direction
 from refine_kernels.lact_update.entries import Bank
 from refine_kernels.lact_update.step import step
+from refine_kernels.lact_update.unchanging import UnchangingState
 from refine_kernels.lact_update.weights import FastTokens, FastWeights, UpdateRule
 from refine_kernels.records import cat_tokens, map_numbers, rows_of
 
@@ -98,6 +99,13 @@ class SharedFastState:
         number = torch.arange(len(fill))
         none = torch.zeros_like(fill)
         return SharedFastState(rows.bank, tokens, number, none, fill, none, rows.room)
+
+    def unchanging(self, length: int) -> UnchangingState | None:
+        """For reading ``length`` tokens before any weights change; None if some do."""
+        if self.room < length:
+            return None
+        weights = self.bank.states.applied.map(lambda w: rows_at(w, self.bank.index))
+        return UnchangingState(weights, length, self.copies)
 
     def fork(self, n: int) -> SharedFastState:
         """Every row ``n`` times, sharing its prefix."""

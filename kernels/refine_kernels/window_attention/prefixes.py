@@ -193,7 +193,8 @@ class _Asked(NamedTuple):
         found, length = [torch.empty_like(x) for x in self.given], source[0].shape[1]
         for windows, index, rows in self._parts(source[0]):
             given = [x[rows].detach().requires_grad_() for x in self.given]
-            seen = Gathered(*(rows_of(x, index) for x in source), windows.first(length))
+            keys, values = (rows_of(x, index) for x in source)
+            seen = Gathered(keys, values, windows.first(length))
             parts = _gradients(windows, given, seen, given, self.d_output[rows])
             for place, part in zip(found, parts, strict=True):
                 place[rows] = part
@@ -203,9 +204,10 @@ class _Asked(NamedTuple):
         """Those of the source, where they belong."""
         length = source[0].shape[1]
         for windows, index, rows in self._parts(source[0]):
-            both = [rows_of(x, index).detach().requires_grad_() for x in source]
-            given, seen = [x[rows] for x in self.given], Gathered(*both, windows.first(length))
-            found = _gradients(windows, given, seen, both, self.d_output[rows])
+            keys, values = (rows_of(x, index).detach().requires_grad_() for x in source)
+            seen = Gathered(keys, values, windows.first(length))
+            given = [x[rows] for x in self.given]
+            found = _gradients(windows, given, seen, (keys, values), self.d_output[rows])
             _Rows(index, *found).add_to(d_source, source)
 
     def _parts(self, keys: Tensor) -> Iterator[tuple[Windows, Tensor, slice]]:

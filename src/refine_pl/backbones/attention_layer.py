@@ -51,10 +51,11 @@ class AttentionState(LayerState):
     seen: SharedCache | SharedWindow
     num_tokens: Tensor  # [R] int64, for the rotations of the next ones
 
-    @property
-    def by_shape(self) -> bool:
-        """Unless the host lists which row has which place beside a prefix."""
-        return isinstance(self.seen, SharedWindow) or self.seen.places is None
+    def for_graph(self, length: int) -> AttentionState | None:
+        """None where the host lists which row has which place beside a prefix."""
+        if isinstance(self.seen, SharedWindow):
+            return replace(self, seen=self.seen.gathered())
+        return self if self.seen.places is None else None
 
     def detach(self) -> AttentionState:
         """The same values without their history."""

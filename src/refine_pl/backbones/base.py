@@ -46,10 +46,12 @@ class LayerState:
     between copies has ``select`` and ``fork`` of its own.
     """
 
-    @property
-    def by_shape(self) -> bool:
-        """Whether sizes alone decide what the next tokens run, and no number on the host."""
-        return True
+    def for_graph(self, length: int) -> LayerState | None:
+        """The same rows in a form of which sizes alone decide what ``length`` more tokens run.
+
+        None where numbers on the host decide. Further tokens, and gradients, need the other form.
+        """
+        return self
 
     def select(self, rows: Tensor) -> Self:
         """The rows ``rows [M]`` int64."""

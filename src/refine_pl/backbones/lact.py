@@ -23,6 +23,7 @@ from refine_kernels.lact_update import (
     FastWeights,
     Precision,
     SharedFastState,
+    UnchangingState,
     lact_update,
     row_norms,
 )
@@ -43,14 +44,15 @@ _FRESH_RATE = 1e-3
 class LaCTState(LayerState):
     """The state of one layer for ``R`` rows."""
 
-    fast: SharedFastState
+    fast: SharedFastState | UnchangingState
     seen: SharedWindow
     num_tokens: Tensor  # [R] int64, for the rotations of the next ones
 
-    @property
-    def by_shape(self) -> bool:
-        """No: how far chunks are full, which the host counts, says when weights change."""
-        return False
+    def for_graph(self, length: int) -> LaCTState | None:
+        """None where a chunk becomes full, which the host counts."""
+        assert isinstance(self.fast, SharedFastState)
+        fast = self.fast.unchanging(length)
+        return None if fast is None else replace(self, fast=fast, seen=self.seen.gathered())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +158,16 @@ class LaCTMixer(Mixer):
                 main.q, main.k, main.v, self.window, None if state is None else state.seen
             )
             before_fast = None if state is None else state.fast
+            assert not isinstance(before_fast, UnchangingState)
             how = (self.backend, self.precision)
             result = lact_update(main.fast_q, main.fast, initial, self.rule, before_fast, *how)
             output = result.output
             if len(result.trail.entering.chunks) == 1:
                 output = output + _nothing(main.fast)
             trail = LaCTTrail(result.trail, seen_trail, before)
-            after = trail.at(layout.ends)
             # It holds no more than its rows need.
-            after = replace(after, fast=after.fast.fold(), seen=after.seen.fold())
+            fast, window = result.trail.at(layout.ends).fold(), seen_trail.at(layout.ends).fold()
+            after = LaCTState(fast, window, before + layout.num_tokens)
         fork_seen = fork_output = None
         if layout.forks is not None and trail is not None and fork is not None:
             forked = trail.at(layout.forks.positions).fork(layout.forks.tokens.shape[2])

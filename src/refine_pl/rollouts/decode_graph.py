@@ -27,7 +27,11 @@ from refine_pl.rollouts.signature import form_of, surroundings_of
 DecodeGraph = Literal["auto", "always", "never"]
 
 KEPT = 2  # recordings: the last batch of a pass over the data may be smaller than the others
-PATIENCE = 32  # signatures in a row that none before was like
+PATIENCE = 32  # draws in a row that none before was like
+SELDOM = (
+    "they hardly ever have the sizes, and the model the memory, of one before, or chunks of LaCT "
+    "become full in them"
+)
 TOLERANCE = 1e-2  # of log-probabilities: the same kernels, whose sums may run in another order
 KEY = "model.generator.init_args.decode_graph"
 
@@ -61,7 +65,7 @@ class Decoder:
         self.recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self._seen: set[Hashable] = set()
         self._unlike = 0  # draws that no recording fitted, less those that one did
-        self._stopped = False
+        self._stopped = self._warned = False
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[type[Recorder]]]:
         return Decoder, (self.recorder,)  # a copy records for itself
@@ -103,10 +107,9 @@ class Decoder:
         unfit = _unfit_device(hidden.device, self.recorder.device_type) is not None
         if mode == "never" or (mode == "auto" and (self._stopped or unfit)) or not hidden.numel():
             return decode(policy, hidden, state, targets, uniform)
-        layers = tuple(layer.detach() for layer in state.layers)
-        inputs = _Inputs(hidden, layers, state.num_tokens, targets, uniform)
-        if not self._can_record(mode, policy, inputs):
-            return inputs.decode(policy)
+        inputs = self._inputs(mode, policy, hidden, state, targets, uniform)
+        if inputs is None:
+            return decode(policy, hidden, state, targets, uniform)
         key = form_of(inputs), surroundings_of(policy, hidden.device)
         if key in self.recordings:
             self._unlike = max(self._unlike - 1, 0)
@@ -117,21 +120,45 @@ class Decoder:
         self._remember(mode, key)
         return inputs.decode(policy)
 
-    def _can_record(self, mode: DecodeGraph, policy: FastWeightLM, inputs: _Inputs) -> bool:
-        reason = obstacle(policy, inputs, self.recorder.device_type)
-        if reason is not None and mode == "always":
+    def _inputs(
+        self,
+        mode: DecodeGraph,
+        policy: FastWeightLM,
+        hidden: Tensor,
+        state: State,
+        targets: Tensor,
+        uniform: Tensor,
+    ) -> _Inputs | None:
+        """What a recording would be given, or None where these cannot be recorded."""
+        reason = _obstacle(policy, hidden.device, self.recorder.device_type)
+        if reason is None:
+            forms = (layer.detach().for_graph(targets.shape[1]) for layer in state.layers)
+            layers = tuple(form for form in forms if form is not None)
+            if len(layers) < len(state.layers):  # others may be, of the same model and sizes
+                self._remember(mode, None)
+                return None
+            inputs = _Inputs(hidden, layers, state.num_tokens, targets, uniform)
+            reason = _unrecordable(inputs)
+            if reason is None:
+                return inputs
+        if mode == "always":
             raise _refusal(reason)
-        return reason is None
+        return None
 
     def _remember(self, mode: DecodeGraph, key: Hashable) -> None:
-        self._seen.add(key)
+        """Count a draw that no recording fits, and its signature unless it is None."""
+        if key is not None:
+            self._seen.add(key)
         self._unlike += 1
         if self._unlike < PATIENCE:
             return
         self._unlike = 0
         self._seen.clear()
         if mode == "auto":
-            self._stop("draws hardly ever have the sizes, and the model the memory, of one before")
+            self._stop(SELDOM)
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(f"most draws are decoded without a CUDA graph: {SELDOM}", stacklevel=5)
 
     def _first(
         self, mode: DecodeGraph, key: Hashable, policy: FastWeightLM, inputs: _Inputs
@@ -203,22 +230,23 @@ def record(policy: FastWeightLM, inputs: _Inputs, recorder: Recorder) -> tuple[R
     return made, eager
 
 
-def obstacle(policy: FastWeightLM, inputs: _Inputs, device_type: str) -> str | None:
-    """Why decoding cannot be recorded, or None."""
-    device = inputs.hidden.device
+def _obstacle(policy: FastWeightLM, device: torch.device, device_type: str) -> str | None:
+    """Why no decoding of this model can be recorded, or None."""
     unfit = _unfit_device(device, device_type)
     if unfit is not None:
         return unfit
     if any(isinstance(module, FSDPModule) for module in policy.modules()):
         return "sharded weights (FSDP2) are put together at other places each time"
-    for layer in inputs.layers:
-        if not layer.by_shape:
-            return f"the host decides what runs next from the numbers in a {type(layer).__name__}"
+    return None
+
+
+def _unrecordable(inputs: _Inputs) -> str | None:
+    """What about them cannot be recorded, or None."""
     try:
         form_of(inputs)
     except TypeError as error:
         return str(error)
-    if any(x.device != device for x in _tensors(inputs)):
+    if any(x.device != inputs.hidden.device for x in _tensors(inputs)):
         return "a state holds tensors of another device"
     return None
 
