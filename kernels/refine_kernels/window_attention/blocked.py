@@ -98,6 +98,7 @@ class BlockedWindowAttention(torch.autograd.Function):
             d_q[:, block.queries] = found[0]
             d_k[:, block.keys] += found[1]
             d_v[:, block.keys] += found[2]
-        for letter in letters:
-            letter.add_to((d_k, d_v), (k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            for letter in letters:
+                letter.add_to((d_k, d_v), (k, v))
         return d_q, d_k, d_v, None, None, None

@@ -7,7 +7,7 @@ of outputs in the mailbox of the pass that made the keys, which adds up theirs w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from refine_kernels.compact import Mailbox
 from refine_kernels.records import rows_of
-from refine_kernels.window_attention.products import Gathered, InPlace, fits_in_place
+from refine_kernels.window_attention.products import Gathered, InPlace, fits_in_place, outer
+from refine_kernels.window_attention.reading import Asked, Seen
 
 # Elements of the keys that a backward pass gathers at once; at least one window's.
 GATHERED = {"cpu": 2**19, "cuda": 2**26}
@@ -88,61 +89,34 @@ class Windows:
         row, end, count = (x[first:last] for x in (self.row, self.end, self.count))
         return Windows(row, end, count, self.window, self.copies)
 
-    def read(self, q: Tensor, own: tuple[Tensor, Tensor], seen: Gathered | InPlace) -> Tensor:
-        """Attend to the window and to a row's own tokens, of which the last ones ask.
+    def seen(self, keys: Gathered | InPlace, values: Gathered | InPlace, length: int) -> Seen:
+        """What is looked at in rows of ``length``, given both as :meth:`places` tells."""
+        width, distance = min(self.window - 1, length), self.end - self.first(length)
+        return Seen(keys, values, width, distance, self.count, self.window, self.copies)
 
-        Args:
-            q: ``[R, t, H, d]``.
-            own: keys and values ``[R, o + t, H, d]`` since the prefix.
-            seen: those of the windows, as :meth:`seen` gives them.
-
-        Returns:
-            ``[R, t, H, d]``.
-        """
-        (k, v), length, width, device = own, q.shape[1], seen.width, q.device
-        earlier = k.shape[1] - length
-        time = torch.arange(earlier, earlier + length, device=device)[:, None]
-        own_time = torch.arange(earlier + length, device=device)
-        hidden_own = (own_time > time) | (own_time <= time - self.window)  # [t, o + t]
-        # From each to the prefix's end, [G, 1, P].
-        away = (self.end - seen.first)[:, None, None] - torch.arange(width, device=device)
-        hidden = (away < 1) | (away > self.count[:, None, None]) | (away + time >= self.window)
-
-        def by_prefix(x: Tensor) -> Tensor:  # [R, t, H, d] to [G, H, N * t, d]
-            return x.unflatten(0, (-1, self.copies)).flatten(1, 2).transpose(1, 2)
-
-        scale = q.shape[-1] ** -0.5
-        shared = seen.scores(by_prefix(q * scale))  # [G, H, N * t, P]
-        shared = shared.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
-        hidden = hidden[:, None, None].expand(-1, self.copies, -1, -1, -1).flatten(0, 1)
-        own_scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-        scores = [(shared, hidden), (own_scores, hidden_own)]
-        joined = torch.cat([x.masked_fill(mask, -torch.inf) for x, mask in scores], -1)
-        # [R, H, t, P + o + t]
-        weights = joined.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
-        output = weights[..., width:] @ v.transpose(1, 2)
-        to_prefix = weights[..., :width].transpose(1, 2)  # [R, t, H, P]
-        to_prefix = seen.sums(by_prefix(to_prefix))  # [G, H, N * t, d]
-        to_prefix = to_prefix.unflatten(2, (self.copies, length)).transpose(1, 2).flatten(0, 1)
-        return (output + to_prefix).transpose(1, 2)
+    def in_place(self, x: Tensor) -> InPlace:
+        """The windows in ``x [X, E, H, d]``."""
+        length = x.shape[1]
+        return InPlace.of(x, self.row, self.first(length), min(self.window - 1, length))
 
 
-def attend(q: Tensor, own: tuple[Tensor, Tensor], windows: Windows, source: Source) -> Tensor:
-    """Of ``q [R, t, H, d]``, to the same shape; see :meth:`Windows.read`."""
+def attend(asked: Asked, windows: Windows, source: Source) -> Tensor:
+    """Of the rows' tokens to windows and to each other: ``[R, t, H, d]``."""
     if source.owner is not None:
-        return _Attend.apply(source.handle, source, windows, q, *own)
-    return windows.read(q, own, _seen(q, windows, source))
+        return _Attend.apply(source.handle, source, windows, *asked)
+    history = any(x.requires_grad for x in (source.keys, source.values, *asked))
+    return _seen(asked.q, windows, source, torch.is_grad_enabled() and history).read(asked)
 
 
-def _seen(q: Tensor, windows: Windows, source: Source) -> Gathered | InPlace:
-    """What ``q`` is to be multiplied with."""
+def _seen(q: Tensor, windows: Windows, source: Source, history: bool) -> Seen:
+    """What ``q`` is to be multiplied with, differentiably if there is a ``history``."""
     keys, values, length = source.keys, source.values, source.keys.shape[1]
-    width, first = min(windows.window - 1, length), windows.first(length)
     if windows.whole:
-        return Gathered(keys, values, first)
-    if fits_in_place(keys, values, q, width):
-        return InPlace.of(keys, values, windows.row, first, width)
-    return Gathered(*source.rows(windows.places(length)), first)
+        return windows.seen(Gathered(keys), Gathered(values), length)
+    if not history and fits_in_place(keys, q, min(windows.window - 1, length)):
+        return windows.seen(windows.in_place(keys), windows.in_place(values), length)
+    keys, values = source.rows(windows.places(length))
+    return windows.seen(Gathered(keys), Gathered(values), length)
 
 
 class _Rows(NamedTuple):
@@ -181,58 +155,45 @@ class _Picked(torch.autograd.Function):
         return ctx.handle, None, None, None, None
 
 
-class _Asked(NamedTuple):
+class _Letter(NamedTuple):
     """A reading, and the gradient of what it gave."""
 
     windows: Windows
-    given: tuple[Tensor, Tensor, Tensor]  # q, and the rows' own k and v
-    d_output: Tensor
+    asked: Asked
+    d_output: Tensor  # [R, t, H, d]
 
-    def gradients(self, source: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Those of what was given."""
-        found, length = [torch.empty_like(x) for x in self.given], source[0].shape[1]
-        for windows, index, rows in self._parts(source[0]):
-            given = [x[rows].detach().requires_grad_() for x in self.given]
-            keys, values = (rows_of(x, index) for x in source)
-            seen = Gathered(keys, values, windows.first(length))
-            parts = _gradients(windows, given, seen, given, self.d_output[rows])
+    def own_gradients(self, source: tuple[Tensor, Tensor]) -> Asked:
+        """Those of what the rows brought."""
+        found = Asked(*map(torch.empty_like, self.asked))
+        for windows, rows in self._parts(source[0]):
+            asked = Asked(*(x[rows] for x in self.asked))
+            seen = _seen(asked.q, windows, Source(*source), history=False)
+            parts = seen.own_gradients(asked, self.d_output[rows])
             for place, part in zip(found, parts, strict=True):
                 place[rows] = part
         return found
 
     def add_to(self, d_source: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> None:
         """Those of the source, where they belong."""
-        length = source[0].shape[1]
-        for windows, index, rows in self._parts(source[0]):
-            keys, values = (rows_of(x, index).detach().requires_grad_() for x in source)
-            seen = Gathered(keys, values, windows.first(length))
-            given = [x[rows] for x in self.given]
-            found = _gradients(windows, given, seen, (keys, values), self.d_output[rows])
-            _Rows(index, *found).add_to(d_source, source)
+        for windows, rows in self._parts(source[0]):
+            asked = Asked(*(x[rows] for x in self.asked))
+            seen = _seen(asked.q, windows, Source(*source), history=False)
+            found = seen.window_gradients(asked, self.d_output[rows])
+            if isinstance(seen.keys, InPlace):
+                for place, pair in zip(d_source, found, strict=True):
+                    windows.in_place(place).add_outer(*pair)
+            else:
+                index = windows.places(source[0].shape[1])
+                _Rows(index, *(outer(*pair) for pair in found)).add_to(d_source, source)
 
-    def _parts(self, keys: Tensor) -> Iterator[tuple[Windows, Tensor, slice]]:
-        """Some prefixes at a time, where their windows lie, and the rows that read them."""
+    def _parts(self, keys: Tensor) -> Iterator[tuple[Windows, slice]]:
+        """Some prefixes at a time, and the rows that read them."""
         windows, copies = self.windows, self.windows.copies
-        index = windows.places(keys.shape[1])
-        each = max(index.shape[1] * keys.shape[2] * keys.shape[3], 1)
+        each = max(min(windows.window - 1, keys.shape[1]) * keys.shape[2] * keys.shape[3], 1)
         step = max(GATHERED.get(keys.device.type, 2**26) // each, 1)
-        for first in range(0, len(index), step):
-            last = min(first + step, len(index))
-            rows = slice(first * copies, last * copies)
-            yield windows.part(first, last), index[first:last], rows
-
-
-def _gradients(
-    windows: Windows,
-    given: Sequence[Tensor],
-    seen: Gathered,
-    wanted: Sequence[Tensor],
-    d_output: Tensor,
-) -> tuple[Tensor, ...]:
-    q, k, v = given
-    with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
-        output = windows.read(q, (k, v), seen)
-    return torch.autograd.grad(output, wanted, d_output)
+        for first in range(0, len(windows.row), step):
+            last = min(first + step, len(windows.row))
+            yield windows.part(first, last), slice(first * copies, last * copies)
 
 
 class _Attend(torch.autograd.Function):
@@ -240,20 +201,23 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, handle: Tensor, source: Source, windows: Windows, q: Tensor, k: Tensor, v: Tensor
+        ctx: Any, handle: Tensor, source: Source, windows: Windows, *asked: Tensor
     ) -> Tensor:
         ctx.mailbox, ctx.handle = source.mailbox, handle.detach()
         ctx.window, ctx.copies = windows.window, windows.copies
-        kept = q, k, v, source.keys, source.values, windows.row, windows.end, windows.count
-        ctx.save_for_backward(*kept)
-        return windows.read(q, (k, v), _seen(q, windows, source))
+        kept = source.keys, source.values, windows.row, windows.end, windows.count
+        ctx.save_for_backward(*kept, *asked)
+        rows = Asked(*asked)
+        return _seen(rows.q, windows, source, history=False).read(rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, keys, values, row, end, count = ctx.saved_tensors
+        keys, values, row, end, count, *asked = ctx.saved_tensors
         windows = Windows(row, end, count, ctx.window, ctx.copies)
-        asked = _Asked(windows, (q, k, v), d_output)
-        found = asked.gradients((keys, values))
-        ctx.mailbox.put(asked)
+        letter = _Letter(windows, Asked(*asked), d_output)
+        # States and scores must not be rounded by an autocast around the backward pass.
+        with torch.autocast(keys.device.type, enabled=False):
+            found = letter.own_gradients((keys, values))
+        ctx.mailbox.put(letter)
         return ctx.handle, None, None, *found

@@ -1,4 +1,4 @@
-"""Products of queries and weights with the windows of prefixes: gathered, or where they lie."""
+"""Products with the keys, or the values, of windows: of copies side by side, or where they lie."""
 
 from __future__ import annotations
 
@@ -13,58 +13,59 @@ IN_PLACE = 2**13
 
 
 class Gathered(NamedTuple):
-    """Windows side by side; differentiable."""
+    """``G`` windows side by side; differentiable."""
 
-    keys: Tensor  # [G, P, H, d]
-    values: Tensor  # [G, P, H, d]
-    first: Tensor  # [G] int64, where in its row each begins
+    rows: Tensor  # [G, P, H, d]
 
-    @property
-    def width(self) -> int:
-        """``P``, tokens of each."""
-        return self.keys.shape[1]
-
-    def scores(self, q: Tensor) -> Tensor:
-        """``q [G, H, n, d]`` times the keys: ``[G, H, n, P]``."""
-        return q @ self.keys.to(q.dtype).permute(0, 2, 3, 1)
+    def scores(self, x: Tensor) -> Tensor:
+        """``x [G, H, n, d]`` times each token's channels: ``[G, H, n, P]``."""
+        return x @ self.rows.to(x.dtype).permute(0, 2, 3, 1)
 
     def sums(self, weights: Tensor) -> Tensor:
-        """The values, summed by ``weights [G, H, n, P]``: ``[G, H, n, d]``."""
-        return weights @ self.values.to(weights.dtype).transpose(1, 2)
+        """The tokens, summed by ``weights [G, H, n, P]``: ``[G, H, n, d]``."""
+        return weights @ self.rows.to(weights.dtype).transpose(1, 2)
 
 
 class InPlace(NamedTuple):
-    """Windows in the rows that they are parts of; without history."""
+    """``G`` windows in the rows that they are parts of."""
 
-    keys: list[Tensor]  # G views [P, H, d]
-    values: list[Tensor]
-    first: Tensor  # [G] int64, where in its row each begins
-    width: int  # P
+    rows: tuple[Tensor, ...]  # views [P, H, d]
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, row: Tensor, first: Tensor, width: int) -> InPlace:
-        """``width`` tokens of each ``row [G]`` of ``[X, E, H, d]``, from ``first [G]`` on."""
-        places = list(zip(row.tolist(), first.tolist(), strict=True))
-        k, v = ([x[g, a : a + width] for g, a in places] for x in (keys, values))
-        return cls(k, v, first, width)
+    def of(cls, x: Tensor, row: Tensor, first: Tensor, width: int) -> InPlace:
+        """``width`` tokens of each ``row [G]`` of ``x [X, E, H, d]``, from ``first [G]`` on."""
+        places = zip(row.tolist(), first.tolist(), strict=True)
+        return cls(tuple(x[g, a : a + width] for g, a in places))
 
-    def scores(self, q: Tensor) -> Tensor:
-        """As :meth:`Gathered.scores`."""
-        result = q.new_empty(*q.shape[:3], self.width)
-        for place, queries, keys in zip(result, q, self.keys, strict=True):
-            torch.bmm(queries, keys.to(q.dtype).permute(1, 2, 0), out=place)
+    def scores(self, x: Tensor) -> Tensor:
+        """As :meth:`Gathered.scores`, without a history."""
+        result = x.new_empty(*x.shape[:3], self.rows[0].shape[0])
+        for place, each, rows in zip(result, x, self.rows, strict=True):
+            torch.bmm(each, rows.permute(1, 2, 0), out=place)
         return result
 
     def sums(self, weights: Tensor) -> Tensor:
-        """As :meth:`Gathered.sums`."""
-        result = weights.new_empty(*weights.shape[:3], self.values[0].shape[-1])
-        for place, each, values in zip(result, weights, self.values, strict=True):
-            torch.bmm(each, values.to(weights.dtype).transpose(0, 1), out=place)
+        """As :meth:`Gathered.sums`, without a history."""
+        result = weights.new_empty(*weights.shape[:3], self.rows[0].shape[2])
+        for place, each, rows in zip(result, weights, self.rows, strict=True):
+            torch.bmm(each, rows.transpose(0, 1), out=place)
         return result
 
+    def add_outer(self, weights: Tensor, x: Tensor) -> None:
+        """Add to each token ``x [G, H, n, d]``, summed by ``weights [G, H, n, P]``."""
+        for place, each, values in zip(self.rows, weights, x, strict=True):
+            place.transpose(0, 1).baddbmm_(each.mT, values)
 
-def fits_in_place(keys: Tensor, values: Tensor, q: Tensor, width: int) -> bool:
-    """Whether windows of ``width`` tokens are best read where they lie in ``[X, E, H, d]``."""
-    if keys.device.type != "cpu" or width * keys.shape[2] * keys.shape[3] < IN_PLACE:
-        return False
-    return not (torch.is_grad_enabled() and any(x.requires_grad for x in (keys, values, q)))
+
+def outer(weights: Tensor, x: Tensor) -> Tensor:
+    """What :meth:`InPlace.add_outer` adds, ``[G, P, H, d]``."""
+    return (weights.mT @ x).transpose(1, 2)
+
+
+def fits_in_place(source: Tensor, q: Tensor, width: int) -> bool:
+    """Whether windows of ``width`` tokens are best read where they lie in ``[X, E, H, d]``.
+
+    By queries of another type they would have to be converted.
+    """
+    large = width * source.shape[2] * source.shape[3] >= IN_PLACE
+    return large and source.device.type == "cpu" and source.dtype == q.dtype

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from refine_kernels.window_attention.prefixes import Source, Windows, attend
+from refine_kernels.window_attention.reading import Asked
 
 # Tokens of its own after which a row copies what it shares: rarely when there is much to copy.
 FOLD_AT, FOLD_COPIES_AT = 16, 64
@@ -93,7 +94,7 @@ class SharedWindow:
             k = torch.cat([self.own_keys.to(k.dtype), k], 1)
             v = torch.cat([self.own_values.to(v.dtype), v], 1)
         after = replace(self, own_keys=k, own_values=v)
-        result = attend(q, (k, v), self.windows, self.source)
+        result = attend(Asked(q, k, v), self.windows, self.source)
         if after.num_own >= (FOLD_AT if self.copies == 1 else FOLD_COPIES_AT):
             after = after.fold()
         return result, after
