@@ -1,8 +1,8 @@
 """Attention of a few tokens to windows of prefixes, without copies of the windows.
 
 The windows of many positions hold as many keys as whole rows, or more. Neither they nor their
-gradients are kept: a backward pass gathers some windows at a time, and leaves queries and gradients
-of outputs in the mailbox of the pass that made the keys, which adds up theirs when its turn comes.
+gradients are kept: a backward pass reads some windows at a time, and leaves what their gradients
+are summed from in the mailbox of the pass that made the keys, which adds it up in its own backward.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from refine_kernels.compact import Mailbox
 from refine_kernels.records import rows_of
 from refine_kernels.window_attention.products import Gathered, InPlace, fits_in_place, outer
-from refine_kernels.window_attention.reading import Asked, Seen
+from refine_kernels.window_attention.reading import Asked, Seen, Written
 
 # Elements of the keys that a backward pass gathers at once; at least one window's.
 GATHERED = {"cpu": 2**19, "cuda": 2**26}
@@ -84,15 +84,24 @@ class Windows:
         row, end, count = (x[groups] for x in (self.row, self.end, self.count))
         return Windows(row, end, count, self.window)
 
-    def part(self, first: int, last: int) -> Windows:
-        """The prefixes from the ``first`` to before the ``last``."""
-        row, end, count = (x[first:last] for x in (self.row, self.end, self.count))
-        return Windows(row, end, count, self.window, self.copies)
+    def parts(self, keys: Tensor) -> Iterator[tuple[Windows, slice]]:
+        """Some prefixes at a time of ``keys [X, E, H, d]``, and the rows that read them."""
+        each = max(min(self.window - 1, keys.shape[1]) * keys.shape[2] * keys.shape[3], 1)
+        step = max(GATHERED.get(keys.device.type, 2**26) // each, 1)
+        for first in range(0, len(self.row), step):
+            last = min(first + step, len(self.row))
+            row, end, count = (x[first:last] for x in (self.row, self.end, self.count))
+            rows = slice(first * self.copies, last * self.copies)
+            yield Windows(row, end, count, self.window, self.copies), rows
 
     def seen(self, keys: Gathered | InPlace, values: Gathered | InPlace, length: int) -> Seen:
         """What is looked at in rows of ``length``, given both as :meth:`places` tells."""
         width, distance = min(self.window - 1, length), self.end - self.first(length)
         return Seen(keys, values, width, distance, self.count, self.window, self.copies)
+
+    def fit_in_place(self, keys: Tensor, q: Tensor) -> bool:
+        """Whether they are best read where they lie in ``keys [X, E, H, d]``."""
+        return fits_in_place(keys, q, min(self.window - 1, keys.shape[1]))
 
     def in_place(self, x: Tensor) -> InPlace:
         """The windows in ``x [X, E, H, d]``."""
@@ -113,7 +122,7 @@ def _seen(q: Tensor, windows: Windows, source: Source, history: bool) -> Seen:
     keys, values, length = source.keys, source.values, source.keys.shape[1]
     if windows.whole:
         return windows.seen(Gathered(keys), Gathered(values), length)
-    if not history and fits_in_place(keys, q, min(windows.window - 1, length)):
+    if not history and windows.fit_in_place(keys, q):
         return windows.seen(windows.in_place(keys), windows.in_place(values), length)
     keys, values = source.rows(windows.places(length))
     return windows.seen(Gathered(keys), Gathered(values), length)
@@ -156,44 +165,19 @@ class _Picked(torch.autograd.Function):
 
 
 class _Letter(NamedTuple):
-    """A reading, and the gradient of what it gave."""
+    """What rows wrote into the gradients of windows, some prefixes at a time."""
 
-    windows: Windows
-    asked: Asked
-    d_output: Tensor  # [R, t, H, d]
-
-    def own_gradients(self, source: tuple[Tensor, Tensor]) -> Asked:
-        """Those of what the rows brought."""
-        found = Asked(*map(torch.empty_like, self.asked))
-        for windows, rows in self._parts(source[0]):
-            asked = Asked(*(x[rows] for x in self.asked))
-            seen = _seen(asked.q, windows, Source(*source), history=False)
-            parts = seen.own_gradients(asked, self.d_output[rows])
-            for place, part in zip(found, parts, strict=True):
-                place[rows] = part
-        return found
+    parts: list[tuple[Windows, Written]]
 
     def add_to(self, d_source: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> None:
-        """Those of the source, where they belong."""
-        for windows, rows in self._parts(source[0]):
-            asked = Asked(*(x[rows] for x in self.asked))
-            seen = _seen(asked.q, windows, Source(*source), history=False)
-            found = seen.window_gradients(asked, self.d_output[rows])
-            if isinstance(seen.keys, InPlace):
-                for place, pair in zip(d_source, found, strict=True):
+        """Where it belongs, ``[X, E, H, d]`` of keys and of values."""
+        for windows, written in self.parts:
+            if windows.fit_in_place(source[0], written.queries):
+                for place, pair in zip(d_source, written.pairs, strict=True):
                     windows.in_place(place).add_outer(*pair)
             else:
-                index = windows.places(source[0].shape[1])
-                _Rows(index, *(outer(*pair) for pair in found)).add_to(d_source, source)
-
-    def _parts(self, keys: Tensor) -> Iterator[tuple[Windows, slice]]:
-        """Some prefixes at a time, and the rows that read them."""
-        windows, copies = self.windows, self.windows.copies
-        each = max(min(windows.window - 1, keys.shape[1]) * keys.shape[2] * keys.shape[3], 1)
-        step = max(GATHERED.get(keys.device.type, 2**26) // each, 1)
-        for first in range(0, len(windows.row), step):
-            last = min(first + step, len(windows.row))
-            yield windows.part(first, last), slice(first * copies, last * copies)
+                found = (outer(*pair) for pair in written.pairs)
+                _Rows(windows.places(source[0].shape[1]), *found).add_to(d_source, source)
 
 
 class _Attend(torch.autograd.Function):
@@ -213,11 +197,17 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
-        keys, values, row, end, count, *asked = ctx.saved_tensors
+        keys, values, row, end, count, *given = ctx.saved_tensors
         windows = Windows(row, end, count, ctx.window, ctx.copies)
-        letter = _Letter(windows, Asked(*asked), d_output)
-        # States and scores must not be rounded by an autocast around the backward pass.
+        found, letter = Asked(*map(torch.empty_like, given)), _Letter([])
+        # Scores must not be rounded by an autocast around the backward pass.
         with torch.autocast(keys.device.type, enabled=False):
-            found = letter.own_gradients((keys, values))
+            for part, rows in windows.parts(keys):
+                asked = Asked(*(x[rows] for x in given))
+                seen = _seen(asked.q, part, Source(keys, values), history=False)
+                gradients, written = seen.gradients(asked, d_output[rows])
+                for place, gradient in zip(found, gradients, strict=True):
+                    place[rows] = gradient
+                letter.parts.append((part, written))
         ctx.mailbox.put(letter)
         return ctx.handle, None, None, *found

@@ -23,6 +23,20 @@ class Asked(NamedTuple):
     v: Tensor  # [R, o + t, H, d]
 
 
+class Written(NamedTuple):
+    """What the gradients of windows are summed from, as ``products.outer`` sums it."""
+
+    by_keys: Tensor  # [G, H, N * t, P]
+    queries: Tensor  # [G, H, N * t, d]
+    by_values: Tensor  # [G, H, N * t, P]
+    outputs: Tensor  # [G, H, N * t, d]
+
+    @property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Of keys, and of values."""
+        return (self.by_keys, self.queries), (self.by_values, self.outputs)
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The windows, as they are looked at: ``P`` tokens side by side."""
@@ -39,28 +53,19 @@ class Seen:
         """``[R, t, H, d]``."""
         return self._output(self._weights(asked).to(asked.q.dtype), asked)
 
-    def own_gradients(self, asked: Asked, d_output: Tensor) -> Asked:
-        """Of what the rows brought, given the output's ``[R, t, H, d]``."""
+    def gradients(self, asked: Asked, d_output: Tensor) -> tuple[Asked, Written]:
+        """Of what the rows brought and of the windows, given the output's ``[R, t, H, d]``."""
         weights, d_scores = self._backward(asked, d_output)
-        d_shared, d_own = d_scores.split([self.width, asked.k.shape[1]], -1)
-        own = weights[..., self.width :].to(d_output.dtype)
-        scale, by_head = asked.q.shape[-1] ** -0.5, d_output.transpose(1, 2)
+        parts = [self.width, asked.k.shape[1]]
+        shared, own = weights.to(d_output.dtype).split(parts, -1)
+        d_shared, d_own = d_scores.split(parts, -1)
+        scale = asked.q.shape[-1] ** -0.5
+        scaled, outputs = (x.transpose(1, 2) for x in (asked.q * scale, d_output))
+        written = Written(*map(self._by_prefix, (d_shared, scaled, shared, outputs)))
         d_q = d_own @ asked.k.transpose(1, 2)
-        d_q = d_q + self._by_row(self.keys.sums(self._by_prefix(d_shared)))
-        d_k = d_own.mT @ (asked.q * scale).transpose(1, 2)
-        found = d_q * scale, d_k, own.mT @ by_head
-        return Asked(*(x.transpose(1, 2) for x in found))
-
-    def window_gradients(self, asked: Asked, d_output: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Of keys and of values: what to sum over and by which weights, as ``products.outer`` does.
-
-        Each ``[G, H, N * t, P]`` and ``[G, H, N * t, d]``.
-        """
-        weights, d_scores = self._backward(asked, d_output)
-        shared = weights[..., : self.width].to(d_output.dtype)
-        q = (asked.q * asked.q.shape[-1] ** -0.5).transpose(1, 2)
-        pairs = (d_scores[..., : self.width], q), (shared, d_output.transpose(1, 2))
-        return tuple((self._by_prefix(a), self._by_prefix(b)) for a, b in pairs)
+        d_q = (d_q + self._by_row(self.keys.sums(written.by_keys))) * scale
+        found = (d_q, d_own.mT @ scaled, own.mT @ outputs)
+        return Asked(*(x.transpose(1, 2) for x in found)), written
 
     def _weights(self, asked: Asked) -> Tensor:
         """``[R, H, t, P + o + t]``, float32 or float64."""
