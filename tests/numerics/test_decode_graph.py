@@ -258,6 +258,21 @@ def differ_in_recording(policy):
     policy.model.norm.register_forward_hook(lambda m, x, output: output * (-1 if inside() else 1))
 
 
+@pytest.mark.parametrize("name", REGROUPED)
+def test_draws_do_not_depend_on_what_was_recorded_before(name, monkeypatch):
+    """One has recorded, one has given up, and one has just begun, as a run that goes on has."""
+    monkeypatch.setattr(decode_graph, "PATIENCE", 2)
+    policy, records, gives_up = RECORDED[name](), recorded("auto"), recorded("auto")
+    with pytest.warns(UserWarning, match="hardly ever"):
+        for length in range(1, 4):
+            draw(gives_up, policy, 0, length=length)
+    for number in range(4):
+        one, *others = (draw(x, policy, number) for x in (records, gives_up, recorded("auto")))
+        assert all(same(one, other) > 0 for other in others)
+    assert records.decode.recordings
+    assert not gives_up.decode.recordings
+
+
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [(read_a_number, "the host reads a number"), (differ_in_recording, "drew other tokens")],

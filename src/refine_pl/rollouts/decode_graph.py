@@ -105,11 +105,13 @@ class Decoder:
         """
         check_choice("Forked", "decode_graph", mode, get_args(DecodeGraph))
         unfit = _unfit_device(hidden.device, self.recorder.device_type) is not None
-        if mode == "never" or (mode == "auto" and (self._stopped or unfit)) or not hidden.numel():
+        if mode == "never" or (mode == "auto" and unfit) or not hidden.numel():
             return decode(policy, hidden, state, targets, uniform)
         inputs = self._inputs(mode, policy, hidden, state, targets, uniform)
         if inputs is None:
             return decode(policy, hidden, state, targets, uniform)
+        if mode == "auto" and self._stopped:  # as a run that goes on from here would draw
+            return inputs.decode(policy)
         key = form_of(inputs), surroundings_of(policy, hidden.device)
         if key in self.recordings:
             self._unlike = max(self._unlike - 1, 0)
@@ -147,6 +149,8 @@ class Decoder:
 
     def _remember(self, mode: DecodeGraph, key: Hashable) -> None:
         """Count a draw that no recording fits, and its signature unless it is None."""
+        if mode == "auto" and self._stopped:
+            return
         if key is not None:
             self._seen.add(key)
         self._unlike += 1
