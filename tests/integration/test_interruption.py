@@ -127,7 +127,9 @@ def test_a_signal_before_the_first_update_ends_the_run_at_once(tmp_path):
     assert before.values == []
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start"])
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_start", "on_validation_batch_start", "on_train_end", "on_fit_end"]
+)
 def test_a_signal_in_what_is_due_last_lets_the_run_end(tmp_path, whole, hook):
     iteration = TOTAL - 1 if hook == "on_train_batch_start" else TOTAL
     sends = Sends(hook, iteration)

@@ -16,7 +16,11 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from refine_pl.callbacks.closing import ClosingValidation, IterationLimit
+from refine_pl.callbacks.closing import (
+    ClosingValidation,
+    IterationLimit,
+    check_something_was_trained,
+)
 from refine_pl.callbacks.requeue import Requeue, newest_of_job
 from refine_pl.commands.arguments import NEGATIVE
 from refine_pl.commands.callback_keys import TRAINING_KEYS, training_callbacks, without_replaced
@@ -56,9 +60,9 @@ from refine_pl.machine_errors import machine_error
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.checkpoint_files import save_whole
 from refine_pl.training.checks import check_precision
+from refine_pl.training.closing_loop import close_runs
 from refine_pl.training.interruption import Interruption, SignalConnector
 from refine_pl.training.module import RefineModule
-from refine_pl.training.resuming import check_something_was_trained
 from refine_pl.training.run_place import refuse_taken_early
 from refine_pl.training.schedule import find_schedule
 from refine_pl.training.stopping import last_checkpoint
@@ -333,6 +337,7 @@ class RefineCLI(LightningCLI):
         save_whole(trainer)
         trainer._signal_connector = SignalConnector(trainer)
         if self._name == "fit":
+            close_runs(trainer)
             limit = self._get(self.config_init, "iterations")
             has_schedule = find_schedule(trainer) is not None
             own = [] if limit is None or has_schedule else [IterationLimit(limit)]

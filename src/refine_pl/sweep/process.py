@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refine_pl.interrupts import SIGNALS
-from refine_pl.training.run_folder import CHECKPOINTS, CONFIG
+from refine_pl.training.run_folder import CHECKPOINTS, CONFIG, CURVES
 
 # As the console script does: nothing in the working folder hides an installed package.
 PROGRAM = (sys.executable, "-P", "-m", "refine_pl")
@@ -37,7 +37,8 @@ def newest_checkpoint(run: Path) -> Path | None:
 def prepare(run: Path) -> Path | None:
     """Make a run's folder ready for another attempt.
 
-    With a checkpoint the run goes on from there. Without one it starts anew, and what the broken
+    With a checkpoint the run goes on from there; a table of curves that an attempt left becomes
+    ``metrics_1.csv``, ``metrics_2.csv`` and so on. Without one it starts anew, and what the broken
     attempt left is removed; the log stays.
 
     Returns:
@@ -54,6 +55,10 @@ def prepare(run: Path) -> Path | None:
         return None
     # `fit` refuses a folder that holds a run, lest it mixes two; here it is the same one.
     (run / CONFIG).unlink(missing_ok=True)
+    curves = run / CURVES
+    if curves.exists():  # CSVLogger begins with an empty file and removes the one that is there
+        number = sum(1 for _ in run.glob(f"{curves.stem}_*{curves.suffix}")) + 1
+        curves.rename(curves.with_stem(f"{curves.stem}_{number}"))
     if checkpoint.name.startswith("last") and not checkpoint.is_symlink():
         # Lightning would write last-v1.ckpt beside it, and last.ckpt would be an old one.
         checkpoint = checkpoint.rename(checkpoint.with_name(_RESUMED_FROM))

@@ -54,8 +54,8 @@ class Interruption(Callback):
             if not _more_is_due(trainer):
                 raise Interrupted(stop)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run is complete, whatever was asked."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The run is complete and its last checkpoint written, whatever was asked."""
         self._stopping = 0
         interrupts().forget()
 

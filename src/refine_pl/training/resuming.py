@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from refine_pl.errors import CheckpointError, ConfigError
+from refine_pl.errors import CheckpointError
 from refine_pl.training.shard_files import check_shards
 
 STATE_KEY = "refine_pl"
@@ -30,25 +30,6 @@ def begin_next_epoch(trainer: Trainer) -> None:
     loop = trainer.fit_loop
     if loop.restarted_mid_epoch and loop.epoch_loop.batch_progress.is_last_batch:
         loop.reset_restart_stage()
-
-
-def check_something_was_trained(trainer: Trainer) -> None:
-    """Refuse a resumed run that has come to its end without an iteration.
-
-    Raises:
-        ConfigError: the checkpoint has reached what the trainer is told to reach.
-    """
-    module: Any = trainer.lightning_module
-    if trainer.ckpt_path is None or trainer.limit_train_batches == 0:
-        return
-    if module.iteration == module.resumed_at:
-        raise ConfigError(
-            f"nothing was trained: {trainer.ckpt_path} has made {module.iteration} iterations, and "
-            f"trainer.max_epochs is {trainer.max_epochs}, trainer.max_steps {trainer.max_steps}",
-            where="--ckpt_path",
-            allowed="a run that goes on for longer than its checkpoint did",
-            way_out="a larger trainer.max_epochs; refine-pl validate measures it as it is",
-        )
 
 
 def class_path(optimizer: Optimizer) -> str:

@@ -23,6 +23,16 @@ def run_directory(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
+def goes_on_in_place(trainer: Trainer) -> bool:
+    """Whether the run is that of its checkpoint, which lies in its folder; all processes must ask.
+
+    See :func:`refuse_taken` for who may do so.
+    """
+    folder = run_directory(trainer).absolute()
+    checkpoint = trainer.ckpt_path
+    return checkpoint is not None and folder in Path(checkpoint).absolute().parents[:2]
+
+
 def next_version(root: Path) -> Path:
     """The folder of the next run below ``root``, numbered as Lightning's loggers do.
 

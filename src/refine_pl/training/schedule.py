@@ -17,6 +17,7 @@ from refine_pl.records import RolloutPlan
 from refine_pl.refine_step import LossWeights
 from refine_pl.training.metrics import STAGE
 from refine_pl.training.module import RefineModule
+from refine_pl.training.run_place import goes_on_in_place
 from refine_pl.training.run_validation import (
     run_validation,
     take_over_validation,
@@ -229,11 +230,13 @@ class Schedule(Callback):
         """Validate before the first stage, but not again on resume.
 
         Raises:
-            ConfigError: the checkpoint has finished the schedule already.
+            ConfigError: the checkpoint of another run has finished the schedule already.
         """
         assert isinstance(pl_module, RefineModule)
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
-        if pl_module.iteration >= self.num_iterations:
+        if pl_module.iteration >= self.num_iterations and goes_on_in_place(trainer):
+            trainer.should_stop = True
+        elif pl_module.iteration >= self.num_iterations:
             last = list(self.stages)[-1]
             raise ConfigError(
                 f"nothing is left to train: the checkpoint has made {pl_module.iteration} "
