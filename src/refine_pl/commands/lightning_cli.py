@@ -14,7 +14,6 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from refine_pl.callbacks.closing import (
     ClosingValidation,
@@ -50,13 +49,13 @@ from refine_pl.commands.finite_settings import refuse_not_finite
 from refine_pl.commands.help_page import arrange
 from refine_pl.commands.library_words import arrange_them
 from refine_pl.commands.own_defaults import own_defaults
-from refine_pl.commands.run_errors import explained, library_refuses, refused
+from refine_pl.commands.part_errors import construction_error
+from refine_pl.commands.run_errors import explained
 from refine_pl.commands.save_config import WITH_FOLDER, SaveConfigOnce, default_root
 from refine_pl.commands.schedule_options import check_rate, shared_out, with_whole_ramps
 from refine_pl.commands.vocabulary import follow_tokenizer, printed_options
-from refine_pl.errors import ConfigError, UserError
+from refine_pl.errors import ConfigError
 from refine_pl.launch import launched, slurm_job
-from refine_pl.machine_errors import machine_error
 from refine_pl.parts import build_part, check_one_is_given
 from refine_pl.training.checkpoint_files import save_whole
 from refine_pl.training.checks import check_precision
@@ -307,15 +306,10 @@ class RefineCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            root: BaseException = error  # jsonargparse wraps what a constructor raises, in layers
-            while root.__cause__ is not None and not isinstance(root, UserError):
-                root = root.__cause__
-            refusals = (MisconfigurationException, ValueError, ModuleNotFoundError)
-            if isinstance(root, UserError) or machine_error(error) is not None:
+            said = construction_error(error, self.config[self._name].as_dict())
+            if said is None:
                 raise
-            if isinstance(root, refusals) or library_refuses(root):
-                raise refused(root) from error
-            raise
+            raise said from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the callbacks that every run needs."""
