@@ -13,7 +13,6 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import refine_kernels
-import refine_pl
 from refine_pl.commands.run_errors import library_refuses, refused
 from refine_pl.errors import ConfigError, UserError
 from refine_pl.machine_errors import machine_error
@@ -80,7 +79,7 @@ def _is_of_the_user(frame: FrameType) -> bool:
     """Whether its code is neither Python's, nor installed, nor of this project."""
     file = frame.f_code.co_filename
     roots = [Path(sysconfig.get_path(name)) for name in _INSTALLED]
-    roots += [Path(path) for package in (refine_pl, refine_kernels) for path in package.__path__]
+    roots += [Path(__file__).parents[1], *map(Path, refine_kernels.__path__)]
     return not any(Path(file).is_relative_to(root) for root in roots)
 
 
