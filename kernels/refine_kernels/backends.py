@@ -77,6 +77,20 @@ def fla_decay_fault() -> str | None:
     return f"with decay, Triton {found} compiles its backward pass wrongly on Hopper"
 
 
+def chunk_kernels_fault() -> str | None:
+    """Why this package's kernels of the delta rule's chunks are not to be used here, or None.
+
+    Triton 3.3's compiler stops at the backward pass of states on Hopper.
+    """
+    if interpreted() or not torch.cuda.is_available():
+        return None
+    found = version("triton")
+    old = tuple(int(x) for x in re.findall(r"\d+", found)[:2]) < (3, 4)
+    if not old or torch.cuda.get_device_capability()[0] != 9:
+        return None
+    return f"Triton {found} does not compile its backward pass for Hopper"
+
+
 def compiler_missing() -> str | None:
     """Why torch cannot compile for the CPU here, or None if it can."""
     compiler = os.environ.get("CXX", "g++")
@@ -180,7 +194,7 @@ def _triton_unfit(device: torch.device, dtype: torch.dtype, key_width: int) -> s
         return triton_missing()
     if device.type != "cuda":
         return f"the tensors are on {device.type}"
-    return triton_missing() or _not_16_bits(dtype)
+    return triton_missing() or chunk_kernels_fault() or _not_16_bits(dtype)
 
 
 def _fla_unfit(device: torch.device, dtype: torch.dtype, decay: bool) -> str | None:
@@ -205,6 +219,7 @@ def _own(op: str, by_torch: str, kinds: str = "but not in float64") -> list[Choi
 def report() -> list[Choice]:
     """Every implementation of every operation, and what ``auto`` picks on this machine."""
     own, fla, compiler = triton_missing(), fla_missing(), compiler_missing()
+    own = own or chunk_kernels_fault()
     on_gpu = torch.cuda.is_available()
     own_runs, fla_runs = on_gpu and own is None, fla is None
     fault = fla_decay_fault() if fla_runs else None

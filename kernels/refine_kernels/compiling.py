@@ -8,6 +8,7 @@ whether products run on tensor cores and loads are asynchronous. It says nothing
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from refine_kernels.kernel_cases import CASES, KNOWN_SPILLS
+from refine_kernels.kernel_cases import CASES, known_spills
 from refine_kernels.launching import Launch, recorded
 
 KIB = 1024
@@ -97,8 +98,7 @@ def compile_launch(op: str, launch: Launch, chip: str) -> Compiled:
     problems = []
     if shared > SHARED_LIMITS[chip]:
         problems.append(f"{shared} bytes of shared memory; a block has {SHARED_LIMITS[chip]}")
-    parts = ("", *variant.split())
-    known = max(KNOWN_SPILLS.get((kernel, chip, part), 0) for part in parts)
+    known = known_spills(kernel, chip, variant)
     if spilled > known:
         problems.append(f"{spilled} bytes spilled, {known} expected")
     if "tl.dot" in launch.kernel.src and not tensor_core:
@@ -142,7 +142,7 @@ def _assembler(arch: int) -> str:
     """The one that comes with Triton; its name is said in different ways by its releases."""
     from triton.backends.nvidia.compiler import get_ptxas
 
-    found: Any = get_ptxas(arch) if get_ptxas.__code__.co_argcount else get_ptxas()
+    found: Any = get_ptxas(arch) if inspect.signature(get_ptxas).parameters else get_ptxas()
     return str(found[0] if isinstance(found, tuple) else found.path)
 
 

@@ -95,16 +95,30 @@ CASES: dict[str, Callable[[torch.device], None]] = {
 CASES |= {f"delta_rule_shared, {name}": partial(_forks, *case) for name, case in _FORKS.items()}
 CASES |= {f"token_stats, {size} words": partial(_token_stats, size) for size in (32000, 151936)}
 
-# Bytes that a kernel may spill, stores and loads, with Triton 3.9; of all its variants, or of those
-# with the constant that is named. Of more than 16 tokens of a fork all pairs are held in float32
-# beside the state. Keys of 96 channels are held as 128, with a mask.
+# Bytes that a kernel may spill, stores and loads, with this Triton; of all its variants, or of
+# those with the constant that is named. Of more than 16 tokens of a fork all pairs are held in
+# float32 beside the state. Keys of 96 channels are held as 128, with a mask.
+KNOWN_SPILLS_OF = "3.9"
 KNOWN_SPILLS = {
     ("outputs", "sm_80", "K=96"): 16,
     ("pairs_back", "sm_80", "K=96"): 24,
-    ("queries_keys_back", "sm_80", "K=96"): 24,
+    ("queries_keys_back", "sm_80", "K=96"): 40,
+    ("queries_keys_back", "sm_100", "K=64"): 8,
     ("forks", "sm_80", "TP=32"): 40,
     ("forks", "sm_90", "TP=32"): 32,
     ("forks", "sm_100", "TP=32"): 56,
     ("forks_states_back", "sm_90", "TP=32"): 36,
-    ("forks_states_back", "sm_100", "TP=32"): 12,
+    ("forks_states_back", "sm_100", "TP=32"): 24,
 }
+# With the others, from 3.3 on: registers are shared out anew in every release.
+SPILLS_OF_OTHERS = 256
+
+
+def known_spills(kernel: str, chip: str, variant: str) -> int:
+    """Bytes that are no news, with the Triton that is installed."""
+    import triton
+
+    known = max(KNOWN_SPILLS.get((kernel, chip, part), 0) for part in ("", *variant.split()))
+    if triton.__version__.startswith(f"{KNOWN_SPILLS_OF}."):
+        return known
+    return max(known, SPILLS_OF_OTHERS)

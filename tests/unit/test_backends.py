@@ -67,6 +67,26 @@ def test_fla_with_decay_is_not_taken_where_it_would_be_wrong(machine, triton, wr
 
 
 @pytest.mark.parametrize(
+    ("triton", "capability", "stops"),
+    [("3.3.1", (9, 0), True), ("3.4.0", (9, 0), False), ("3.3.1", (8, 0), False)],
+)
+def test_our_kernels_are_not_taken_where_triton_does_not_compile_them(
+    machine, triton, capability, stops
+):
+    machine(capability, triton, missing=("fla",))
+    assert choose() == ("torch" if stops else "triton")
+    rows = {row.implementation: row for row in backends.report() if row.op == "delta_rule"}
+    assert rows["triton"].chosen != stops
+    assert rows["torch"].chosen == stops
+    assert ("does not compile its backward pass for Hopper" in rows["triton"].reason) == stops
+    if stops:
+        with pytest.raises(ValueError, match=f"Triton {triton} does not compile its backward"):
+            choose("triton")
+    machine(capability, triton)
+    assert choose() == "fla"
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"device": CPU}, "the tensors are on cpu"),

@@ -96,7 +96,8 @@ def recur_back(
         new += load_rows(d_from_output, row, ok, part, V).to(tl.float32)
         store_rows(d_u, row, ok, part, V, new)
         d_state += tl.dot(tl.trans(queries), asked.to(op), input_precision="ieee")
-        d_state -= tl.dot(tl.trans(reads), new.to(op), input_precision="ieee")
+        # Not a difference: Triton 3.4 does not compile one of running sums of products for sm_100.
+        d_state += tl.dot(tl.trans(reads), (-new).to(op), input_precision="ieee")
         if EMIT >= 1:
             where = tl.load(slot + b * N + n).to(tl.int64)
             place = (where * H + h) * K * V + tile
@@ -249,10 +250,11 @@ def queries_keys_back(
     tl.store(d_strength + row, more.to(d_strength.dtype.element_ty), mask=ok)
     if DECAY:
         from_out = tl.sum(d_out * unit, 1)
-        d_total = tl.load(d_decay + pid * C + i) + from_in * strength - from_out + from_queries
-        at_last = tl.sum(from_out, 0) + d_keep * tl.exp(last)
-        d_total = tl.where(i == C - 1, d_total + at_last, d_total)
-        back = tl.sum(d_total, 0) - tl.cumsum(d_total, 0) + d_total
+        d_total = tl.load(d_decay + pid * C + i) + from_in * strength + from_queries
+        # What leaves decays from its token to the chunk's end: by all decays after the token's own.
+        # No sum over the chunk: of products' rows Triton 3.6 and 3.7 compile none for sm_100.
+        back = tl.cumsum(d_total, 0, reverse=True) + tl.cumsum(from_out, 0) - from_out
+        back += d_keep * tl.exp(last)
         tl.store(d_log_decay + row, back.to(d_log_decay.dtype.element_ty), mask=ok)
     d_keys = d_in * strength[:, None] + d_out
     d_products = pairs + pid * 2 * C * C

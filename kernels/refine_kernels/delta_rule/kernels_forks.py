@@ -262,8 +262,9 @@ def forks_states_back(
         store_rows(d_u, after, there, part, V, d)
         d = d * strength[:, None]  # of new tokens; 0 for the others
         store_rows(d_v, token, new, part, V, d)
-        d_state -= tl.dot(
-            tl.trans(new_keys), (d * from_keys[:, None]).to(op), input_precision="ieee"
+        # Not a difference, as in ``recur_back``.
+        d_state += tl.dot(
+            tl.trans(new_keys), (-d * from_keys[:, None]).to(op), input_precision="ieee"
         )
     tl.store(d_matrix + tile, d_state, mask=inside)
 
