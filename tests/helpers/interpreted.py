@@ -46,6 +46,8 @@ def patch_the_language_once():
         if languages not in patched:
             patch(function)
             patched.add(languages)
+            # NumPy 2.4 makes no number of an array of one, as which Triton 3.6 holds loops' bounds.
+            tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
         return Kept()
 
     interpreter._patch_lang = patch_once

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from refine_pl.benchmark.peak import with_all_heads
+
 # The size of what they return depends on numbers: the host waits to read it.
 _DYNAMIC = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
 _COPIES = {"_to_copy", "copy_"}
@@ -215,7 +217,10 @@ class Watch(TorchDispatchMode):
                 self._numbers.pop(x, None)
 
     def _product(self, func, args, kwargs, made):
-        flop = _FLOP[func.overloadpacket](*args, **kwargs, out_val=made)
+        name, counted = func.overloadpacket.__name__, args
+        if "attention" in name:
+            counted = with_all_heads(args, first=int("backward" in name))
+        flop = _FLOP[func.overloadpacket](*counted, **kwargs, out_val=made)
         self.found.flop += flop
         first = int(func.overloadpacket in _ADDED)
         if any(x.dtype in (torch.float32, torch.float64) for x in args[first : first + 2]):

@@ -36,6 +36,11 @@ def attention():
     scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
 
+def shared_heads():
+    q, k, v = (torch.empty(2, heads, 8, 4, device="meta") for heads in (6, 3, 3))
+    torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
+
+
 PRODUCTS = {
     "two matrices": (lambda: torch.ones(4, 5) @ torch.ones(5, 6), 2 * 4 * 5 * 6),
     "and both ways": (backward, 3 * 2 * 4 * 5 * 6),
@@ -52,6 +57,7 @@ PRODUCTS = {
     "a triangle": (triangle, 3 * 5 * 5 * 7),
     # Two products forward, five backward: scores are computed again.
     "attention": (attention, (2 + 5) * 2 * (2 * 3) * 8 * 8 * 4),
+    "keys and values of fewer heads": (shared_heads, 2 * 2 * (2 * 6) * 8 * 8 * 4),
     "nothing that counts": (lambda: torch.ones(4, 5).exp() * 2, 0),
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,6 +99,25 @@ def _solve(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     return a[..., 0].numel() * a.shape[-1] * b.shape[-1]
 
 
+def _attention(formula: Callable[..., int], first: int, *args: Any, **options: Any) -> int:
+    return formula(*with_all_heads(args, first), **options)
+
+
+def with_all_heads(args: tuple, first: int) -> tuple:
+    """Arguments of attention with as many heads of keys and values as of queries.
+
+    Heads may share them; torch 2.11 does not count such products.
+
+    Args:
+        args: of a kernel.
+        first: where the queries are; keys and values follow, ``[B, H, T, D]`` each.
+    """
+    queries, *others = args[first : first + 3]
+    shapes = [(x.shape[0], queries.shape[1], *x.shape[2:]) for x in others]
+    full = (torch.empty(shape, dtype=queries.dtype, device="meta") for shape in shapes)
+    return (*args[: first + 1], *full, *args[first + 3 :])
+
+
 _aten = torch.ops.aten
 _ATTENTION = ("efficient", "flash", "cudnn")
 
@@ -108,9 +129,9 @@ def _formulas() -> dict[Any, Any]:
     for direction in ("", "_backward"):
         for name in _ATTENTION:
             op = getattr(_aten, f"_scaled_dot_product_{name}_attention{direction}")
-            found[op] = flop_registry[op]
+            found[op] = partial(_attention, flop_registry[op], int(bool(direction)))
         on_cpu = getattr(_aten, f"_scaled_dot_product_flash_attention_for_cpu{direction}")
-        found[on_cpu] = flop_registry[op]
+        found[on_cpu] = found[op]
     return found | {_aten.linalg_solve_triangular: _solve}
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
 from refine_pl.evaluation.tasks import rule_of
@@ -51,7 +52,8 @@ def describe(
         "stage": stage,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("refine-pl", "torch", "lightning", "transformers")},
+            **{name: version(name) for name in ("refine-pl", "lightning", "transformers")},
+            "torch": torch.__version__,  # with the CUDA that it was built for
         },
         "model": {
             "source": None,
