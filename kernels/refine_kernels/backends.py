@@ -8,7 +8,8 @@ import re
 import shutil
 import sysconfig
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -48,6 +49,9 @@ def triton_missing() -> str | None:
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):
         return "compute capability {}.{} has no bfloat16 products".format(*capability)
+    # It stops at tuples of pointers (three convolutions), and at a recurrence on Hopper.
+    if _release(triton_version()) < (3, 4):
+        return f"Triton {triton_version()} does not compile all of them; 3.4 does (torch 2.8)"
     return None
 
 
@@ -70,25 +74,25 @@ def fla_decay_fault() -> str | None:
     """
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         return None
-    found = version("triton")
-    release = tuple(int(x) for x in re.findall(r"\d+", found)[:3])
-    if not (3, 4, 0) <= release < (3, 7, 1) or importlib.util.find_spec("tilelang") is not None:
+    right = not (3, 4, 0) <= _release(triton_version()) < (3, 7, 1)
+    if right or importlib.util.find_spec("tilelang") is not None:
         return None
-    return f"with decay, Triton {found} compiles its backward pass wrongly on Hopper"
+    return f"with decay, Triton {triton_version()} compiles its backward pass wrongly on Hopper"
 
 
-def chunk_kernels_fault() -> str | None:
-    """Why this package's kernels of the delta rule's chunks are not to be used here, or None.
+@cache
+def triton_version() -> str:
+    """That of the installed one, which is read once: every operation asks."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # as nightly builds, whose package has another name
+        import triton
 
-    Triton 3.3's compiler stops at the backward pass of states on Hopper.
-    """
-    if interpreted() or not torch.cuda.is_available():
-        return None
-    found = version("triton")
-    old = tuple(int(x) for x in re.findall(r"\d+", found)[:2]) < (3, 4)
-    if not old or torch.cuda.get_device_capability()[0] != 9:
-        return None
-    return f"Triton {found} does not compile its backward pass for Hopper"
+        return str(triton.__version__)
+
+
+def _release(found: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in re.findall(r"\d+", found)[:3])
 
 
 def compiler_missing() -> str | None:
@@ -194,7 +198,7 @@ def _triton_unfit(device: torch.device, dtype: torch.dtype, key_width: int) -> s
         return triton_missing()
     if device.type != "cuda":
         return f"the tensors are on {device.type}"
-    return triton_missing() or chunk_kernels_fault() or _not_16_bits(dtype)
+    return triton_missing() or _not_16_bits(dtype)
 
 
 def _fla_unfit(device: torch.device, dtype: torch.dtype, decay: bool) -> str | None:
@@ -219,7 +223,6 @@ def _own(op: str, by_torch: str, kinds: str = "but not in float64") -> list[Choi
 def report() -> list[Choice]:
     """Every implementation of every operation, and what ``auto`` picks on this machine."""
     own, fla, compiler = triton_missing(), fla_missing(), compiler_missing()
-    own = own or chunk_kernels_fault()
     on_gpu = torch.cuda.is_available()
     own_runs, fla_runs = on_gpu and own is None, fla is None
     fault = fla_decay_fault() if fla_runs else None

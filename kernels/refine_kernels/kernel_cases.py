@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from refine_kernels.backends import triton_version
 from refine_kernels.delta_rule.forks_op import TritonForks
 from refine_kernels.delta_rule.kernel_trail import delta_rule_triton
 from refine_kernels.row_cases import ROW_CASES
@@ -116,9 +117,7 @@ SPILLS_OF_OTHERS = 256
 
 def known_spills(kernel: str, chip: str, variant: str) -> int:
     """Bytes that are no news, with the Triton that is installed."""
-    import triton
-
     known = max(KNOWN_SPILLS.get((kernel, chip, part), 0) for part in ("", *variant.split()))
-    if triton.__version__.startswith(f"{KNOWN_SPILLS_OF}."):
+    if triton_version().startswith(f"{KNOWN_SPILLS_OF}."):
         return known
     return max(known, SPILLS_OF_OTHERS)
