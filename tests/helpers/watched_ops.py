@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from refine_pl.benchmark.peak import with_all_heads
+from refine_pl.benchmark.peak import PRODUCT_FORMULAS
 
 # The size of what they return depends on numbers: the host waits to read it.
 _DYNAMIC = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
@@ -217,10 +217,7 @@ class Watch(TorchDispatchMode):
                 self._numbers.pop(x, None)
 
     def _product(self, func, args, kwargs, made):
-        name, counted = func.overloadpacket.__name__, args
-        if "attention" in name:
-            counted = with_all_heads(args, first=int("backward" in name))
-        flop = _FLOP[func.overloadpacket](*counted, **kwargs, out_val=made)
+        flop = _FLOP[func.overloadpacket](*args, **kwargs, out_val=made)
         self.found.flop += flop
         first = int(func.overloadpacket in _ADDED)
         if any(x.dtype in (torch.float32, torch.float64) for x in args[first : first + 2]):
@@ -258,11 +255,6 @@ def _by_mask(name, args):
     return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
 
 
-def _solve(a, b, *_, out_val=None, **__):
-    return a[..., 0].numel() * a.shape[-1] * b.shape[-1]
-
-
 aten = torch.ops.aten
-_FLOP = dict(flop_registry) | {aten.linalg_solve_triangular: _solve}
-_FLOP |= {aten.baddbmm_: flop_registry[aten.baddbmm], aten.addmm_: flop_registry[aten.addmm]}
+_FLOP = dict(flop_registry) | PRODUCT_FORMULAS
 _ADDED = (aten.addmm, aten.addmm_, aten.baddbmm, aten.baddbmm_)  # to their first argument

@@ -87,7 +87,7 @@ class Products(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        formula = _FORMULAS.get(func.overloadpacket)
+        formula = PRODUCT_FORMULAS.get(func.overloadpacket)
         if formula is not None:
             given = {name: x for name, x in kwargs.items() if name != "out"}
             self.flop += formula(*args, **given, out_val=made)
@@ -100,10 +100,10 @@ def _solve(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
 
 
 def _attention(formula: Callable[..., int], first: int, *args: Any, **options: Any) -> int:
-    return formula(*with_all_heads(args, first), **options)
+    return formula(*_with_all_heads(args, first), **options)
 
 
-def with_all_heads(args: tuple, first: int) -> tuple:
+def _with_all_heads(args: tuple, first: int) -> tuple:
     """Arguments of attention with as many heads of keys and values as of queries.
 
     Heads may share them; torch 2.11 does not count such products.
@@ -135,4 +135,5 @@ def _formulas() -> dict[Any, Any]:
     return found | {_aten.linalg_solve_triangular: _solve}
 
 
-_FORMULAS = _formulas()
+PRODUCT_FORMULAS = _formulas()
+"""Operation to its count of floating-point operations, from its arguments and ``out_val``."""
