@@ -84,14 +84,6 @@ def interrupted(folder, *callbacks, **options):
     return last_checkpoint(made), curve, left.value.__context__
 
 
-@pytest.fixture(autouse=True)
-def as_in_a_terminal():
-    """Tests that run in the background of a shell have Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole"))

@@ -335,7 +335,6 @@ def test_a_run_that_was_asked_to_stop_is_not_done_and_runs_again(stub, code):
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_the_run_too_and_says_how_to_go_on(stub, name, code):
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     Path("hold").touch()
 
     def press():
@@ -349,7 +348,6 @@ def test_a_signal_ends_the_run_too_and_says_how_to_go_on(stub, name, code):
         outcome = command_line.run(*words)
     finally:
         presser.join()
-        signal.signal(signal.SIGINT, handler)
     assert outcome.code == code
     command = "refine-pl sweep --config tiny.yaml --out out --overlays length"
     called = "Ctrl-C" if name == "SIGINT" else name
